@@ -1,0 +1,312 @@
+"""
+The protocols that plugins implement. The words matter more than the types.
+
+Plugins raise plain exceptions or the errors of `flash.errors`; the core wraps everything else at
+one boundary that names the plugin and the call.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from flash.values import (
+        Episode,
+        Event,
+        Instance,
+        Launch,
+        LaunchRequest,
+        Message,
+        ModelCard,
+        Need,
+        Offer,
+        Problem,
+        Reward,
+        RunInfo,
+        Step,
+        Task,
+    )
+
+
+class PluginContext(Protocol):
+    """
+    What every `make` receives. Nothing else of the core is reachable from it.
+
+    `http` is one requests session with timeouts, retries for reads and redaction, made on first
+    use; `log` a structlog logger bound to the plugin's name; `workdir` a folder of the plugin's
+    own that persists; `clock` returns seconds since the epoch.
+    """
+
+    workdir: Path
+    clock: Callable[[], float]
+
+    @property
+    def log(self) -> Any: ...  # noqa: D102 - described in the class
+
+    @property
+    def http(self) -> Any: ...  # noqa: D102 - described in the class
+
+    def secret(self, name: str) -> str | None:
+        """Return the value of a secret that the plugin's record declares, or None."""
+        ...
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """A place that runs workers. Every call may be repeated; none sleeps or retries inside."""
+
+    def check(self) -> str:
+        """Return who we are there; raise the `ProviderError` that says what is wrong."""
+        ...
+
+    def offers(self, need: Need) -> Sequence[Offer]:
+        """Return live offers that fit `need`, cheapest first; no side effects, no guesses."""
+        ...
+
+    def launch(self, offer: Offer, request: LaunchRequest) -> Launch:
+        """
+        Start the worker: one create call, never retried inside.
+
+        Idempotent on `request.key` where the provider can be asked first. Returns without
+        waiting for the worker to be up.
+        """
+        ...
+
+    def get(self, ref: Mapping[str, Any]) -> Instance:
+        """Return what is seen now; `gone` when nothing is left of it."""
+        ...
+
+    def list(self, owner: str) -> Sequence[Instance]:
+        """Return every instance of this owner, all pages or an error."""
+        ...
+
+    def terminate(self, ref: Mapping[str, Any], *, grace_s: float) -> None:
+        """
+        Ask for the end and return at once; idempotent.
+
+        The worker is asked to stop first and killed with all its processes after `grace_s`. The
+        end has come when `get` answers with a final state.
+        """
+        ...
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """Tasks, interaction and scoring, loaded and ready. Single-turn means `max_turns` is 1."""
+
+    max_score_concurrency: int
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """Return the split's rows in order; `EnvironmentFault` when the split does not exist."""
+        ...
+
+    def splits(self) -> Sequence[str]:
+        """Return the names of the splits that exist, `train` first where it does."""
+        ...
+
+    def start(self, task: Task) -> list[Message]:
+        """Return the opening messages of an episode."""
+        ...
+
+    def step(self, task: Task, messages: Sequence[Message], action: str) -> Step:
+        """Answer the model's `action`; `messages` ends with it as an assistant message."""
+        ...
+
+    def max_turns(self, task: Task) -> int:
+        """Return the most assistant turns that an episode of this task may have."""
+        ...
+
+    def target(self, task: Task) -> list[Message] | None:
+        """Return the gold continuation of `start(task)` for SFT, or None where there is none."""
+        ...
+
+    def tools(self, task: Task) -> list[dict[str, Any]] | None:
+        """Return the tool declarations for the chat template, or None."""
+        ...
+
+    def score(self, task: Task, episodes: Sequence[Episode]) -> list[Reward]:
+        """Return one `Reward` an episode, in order. A failed scoring is data, not an exception."""
+        ...
+
+
+@runtime_checkable
+class EnvironmentLoader(Protocol):
+    """Reads one format of environments from a local folder."""
+
+    def fetch(self, reference: str, destination: Path) -> str:
+        """
+        Put what `reference` names (of a scheme the record claims) into `destination`.
+
+        Returns the exact revision. Archives are hostile: no links, no `..`, bounded size.
+        """
+        ...
+
+    def check(self, folder: Path, *, split: str) -> Sequence[Problem]:
+        """Return what is wrong without importing anything of the folder."""
+        ...
+
+    def load(self, folder: Path, *, params: Mapping[str, Any], split: str) -> Environment:
+        """Import and build it; `EnvironmentFault` names file and line where it cannot."""
+        ...
+
+
+@runtime_checkable
+class ModelSource(Protocol):
+    """Puts base models on this machine's disk."""
+
+    def card(self, model: str) -> ModelCard | None:
+        """Return the facts known without network, or None when they are not known here yet."""
+        ...
+
+    def on_disk(self, model: str) -> Path | None:
+        """Return the folder that transformers can load now, or None."""
+        ...
+
+    def fetch(self, model: str, report: Callable[[str], None]) -> Path:
+        """
+        Return the folder, downloading or converting first where needed.
+
+        Safe to call from several processes at once; `report` gets sentences for the log.
+        Raises `ModelUnavailable`.
+        """
+        ...
+
+
+@runtime_checkable
+class RewardAdapter(Protocol):
+    """Scores episodes, alone or beside the environment's own score."""
+
+    def score(self, task: Task, episodes: Sequence[Episode]) -> list[Reward | None]:
+        """Return one `Reward` an episode; None drops the sample from the group's statistics."""
+        ...
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Follows one run's events. Runs behind a queue of its own; may be slow, may fail."""
+
+    def open(self, run: RunInfo) -> None:
+        """Get ready; called once, before the first event."""
+        ...
+
+    def emit(self, event: Event) -> None:
+        """Take one event."""
+        ...
+
+    def close(self, state: str) -> None:
+        """Finish; `state` is how the attempt ended."""
+        ...
+
+
+@runtime_checkable
+class ServingBackend(Protocol):
+    """Serves a base model and adapters behind the OpenAI chat API."""
+
+    def start(self, base_model: str, adapters: Mapping[str, str]) -> str:
+        """Start and return the address."""
+        ...
+
+    def load(self, adapter: str, folder: str) -> None:
+        """Add an adapter to the live server."""
+        ...
+
+    def unload(self, adapter: str) -> None:
+        """Remove an adapter from the live server."""
+        ...
+
+    def health(self) -> bool:
+        """Say whether it answers."""
+        ...
+
+    def stop(self) -> None:
+        """Stop; idempotent."""
+        ...
+
+
+class Reporter(Protocol):
+    """How a worker reports; every call is one line in the run's `events.jsonl`."""
+
+    def phase(self, name: str) -> None:
+        """Name what happens now: `model`, `data`, `train`, `evaluate`, `save`."""
+        ...
+
+    def metrics(self, step: int, total: int, **values: float) -> None:
+        """Report one optimizer step's numbers."""
+        ...
+
+    def evaluation(self, step: int, **values: float) -> None:
+        """Report held-out numbers."""
+        ...
+
+    def log(self, message: str) -> None:
+        """Report a sentence."""
+        ...
+
+    def warning(self, message: str) -> None:
+        """Report something the user should look at."""
+        ...
+
+
+class Checkpoint(Protocol):
+    """One complete checkpoint: `folder/adapter` deployable, `folder/state` for exact resume."""
+
+    step: int
+    folder: Path
+
+
+class Checkpoints(Protocol):
+    """The run's checkpoints as the algorithm sees them."""
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest complete one; a torn one is never returned."""
+        ...
+
+    def save(
+        self, step: int, write: Callable[[Path], None], *, metrics: Mapping[str, float]
+    ) -> None:
+        """
+        Commit a checkpoint.
+
+        `write(folder)` fills `folder/adapter` and `folder/state`; the checkpoint exists once its
+        manifest does, by rename. A save of a step that exists already does nothing.
+        """
+        ...
+
+    def save_final(self, write: Callable[[Path], None]) -> None:
+        """Commit the final adapter: `write(folder)` fills the folder with the adapter's files."""
+        ...
+
+
+class WorkerContext(Protocol):
+    """
+    What an algorithm's worker entry is called with: `run(context)`.
+
+    Attributes:
+        config: the structured `[train]` table, every recipe value decided.
+        thinking: the spec's `thinking`.
+        seed: the spec's `seed`.
+        environment: loaded and checked.
+        split: the split to train on.
+        model: folder that transformers loads.
+        card: the model's facts.
+        init_adapter: folder of a PEFT adapter to start from, or None.
+        workdir: scratch space that is removed after the attempt.
+        stop: returns True once the run should save a checkpoint and return.
+
+    """
+
+    config: Any
+    thinking: bool
+    seed: int
+    environment: Environment
+    split: str
+    model: Path
+    card: ModelCard
+    init_adapter: Path | None
+    workdir: Path
+    reporter: Reporter
+    checkpoints: Checkpoints
+    stop: Callable[[], bool]
