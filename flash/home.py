@@ -1,0 +1,56 @@
+"""The folder where everything of one user's Flash lives: `~/.flash`, or `FLASH_HOME`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import attrs
+
+from flash.errors import StoreError
+
+
+@attrs.frozen
+class FlashHome:
+    """
+    Paths below `root`. Folders are made on first use with mode 0700; files in them are 0600.
+
+    Raises `StoreError` where a folder cannot be made.
+    """
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> FlashHome:
+        """Return the home that `FLASH_HOME` names, or `~/.flash`."""
+        named = os.environ.get("FLASH_HOME")
+        return cls(Path(named).expanduser().absolute() if named else Path.home() / ".flash")
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file of the embedded plane."""
+        return self.folder() / "flash.db"
+
+    @property
+    def config(self) -> Path:
+        """The user's own configuration; may not exist."""
+        return self.root / "config.toml"
+
+    @property
+    def runs(self) -> Path:
+        """The folder that holds one store a run."""
+        return self.folder("runs")
+
+    def folder(self, *parts: str) -> Path:
+        """Return `root/parts…`, made with mode 0700 where it did not exist."""
+        path = self.root.joinpath(*parts)
+        try:
+            for missing in reversed([path, *path.parents]):
+                if missing.is_relative_to(self.root):
+                    missing.mkdir(mode=0o700, exist_ok=True, parents=missing == self.root)
+        except OSError as error:
+            message = f"cannot make the folder {path}: {error.strerror or error}"
+            raise StoreError(
+                message, hint="set FLASH_HOME to a folder you can write, or free some space"
+            ) from error
+        return path
