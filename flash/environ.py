@@ -1,0 +1,67 @@
+"""What of the caller's environment a process that runs user code may see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# What programs need to find their files, certificates, proxies and devices. Everything else stays
+# out: a shell's environment is full of credentials, and environments are not trusted with ours.
+_NAMES = frozenset(
+    {
+        "CUDA_VISIBLE_DEVICES",
+        "CURL_CA_BUNDLE",
+        "FLASH_HOME",
+        "HF_DATASETS_OFFLINE",
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HF_HUB_OFFLINE",
+        "HOME",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "LANG",
+        "LD_LIBRARY_PATH",
+        "LOGNAME",
+        "MKL_NUM_THREADS",
+        "NO_PROXY",
+        "OMP_NUM_THREADS",
+        "PATH",
+        "REQUESTS_CA_BUNDLE",
+        "SSL_CERT_DIR",
+        "SSL_CERT_FILE",
+        "TEMP",
+        "TMP",
+        "TMPDIR",
+        "TRANSFORMERS_OFFLINE",
+        "TZ",
+        "USER",
+        "http_proxy",
+        "https_proxy",
+        "no_proxy",
+    }
+)
+_PREFIXES = ("LC_", "PIP_")
+
+_WORKER = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of `environ` that a worker may see, and those that Flash sets itself."""
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if (name in _NAMES or name.startswith(_PREFIXES)) and not _carries_password(value)
+    }
+    return kept | _WORKER
+
+
+def _carries_password(value: str) -> bool:
+    """Say whether the value is a URL with a password in it, as a private package index's is."""
+    scheme, separator, rest = value.partition("://")
+    return bool(separator and scheme and "@" in rest.split("/", 1)[0])

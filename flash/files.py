@@ -1,0 +1,72 @@
+"""Writing files: a crash leaves the old content or the new, and only the owner reads them."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from flash.errors import StoreError
+
+_HINTS = {
+    errno.ENOSPC: "free some space, or set FLASH_HOME to a disk that has it",
+    errno.EDQUOT: "your disk quota is used up; free some space or set FLASH_HOME elsewhere",
+    errno.EROFS: "the disk is read-only; set FLASH_HOME to a folder you can write",
+    errno.EACCES: "give yourself access to it, or set FLASH_HOME to a folder you can write",
+    errno.EMFILE: "too many files are open; raise the limit with `ulimit -n`",
+}
+
+
+def store_error(action: str, path: Path, error: OSError) -> StoreError:
+    """Return the `StoreError` for an `OSError`: what failed, where, why, and what to do."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return StoreError(f"cannot {action} {path}: {reason}", hint=_HINTS.get(error.errno or 0))
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """
+    Replace `path` by `content`, mode 0600: after a crash it holds the old bytes or the new.
+
+    Raises `StoreError`; nothing is left behind then.
+    """
+    temporary: str | None = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+        temporary = None
+        sync_folder(path.parent)
+    except OSError as error:
+        raise store_error("write", path, error) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the folder's entries (new names, renames) survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make the file's content survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return the file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
