@@ -1,0 +1,97 @@
+"""
+The caller's side of a foreground task: a child process that loads user code, torch and models.
+
+The CLI's own process never imports any of them, and user code sees only the secrets it was
+promised. The child has a session of its own and is killed with all it started when the caller
+leaves, by Ctrl-C too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+from flash.environ import worker_environment
+from flash.errors import (
+    EnvironmentFault,
+    FlashError,
+    PluginError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flash.home import FlashHome
+
+_LOG_LINES = 20
+
+
+def call(
+    task: str,
+    request: Mapping[str, Any],
+    *,
+    home: FlashHome,
+    secrets: Mapping[str, str],
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """
+    Run the worker's `task` (`check`, `evaluate`, `preview`) and return its result.
+
+    Raises the error that the child reported, with its exit code, or `FlashError` with the last
+    lines of its log when it died without a word.
+    """
+    environ = worker_environment(os.environ) | {"FLASH_HOME": str(home.root)}
+    with tempfile.TemporaryFile() as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "flash.worker", task],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environ,
+            start_new_session=True,
+        )
+        try:
+            answer = _converse(child, {"request": request, "secrets": dict(secrets)}, progress)
+            code = child.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        if "result" in answer:
+            return dict(answer["result"])
+        if "error" in answer:
+            raise _error(answer["error"])
+        log.seek(0)
+        tail = log.read().decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
+        raise FlashError(
+            f"the {task} process ended without an answer (exit code {code})",
+            hint="its last lines:\n" + "\n".join(tail) if tail else None,
+        )
+
+
+def _converse(
+    child: subprocess.Popen[bytes], given: Mapping[str, Any], progress: Callable[[str], None]
+) -> dict[str, Any]:
+    assert child.stdin is not None  # noqa: S101 - both were asked for as pipes
+    assert child.stdout is not None  # noqa: S101
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.write(json.dumps(given).encode())
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.close()
+    for line in child.stdout:
+        answer = json.loads(line)
+        if "progress" not in answer:
+            return dict(answer)
+        progress(answer["progress"])
+    return {}
+
+
+def _error(reported: Mapping[str, Any]) -> FlashError:
+    kind = {2: EnvironmentFault, 3: PluginError}.get(reported["exit_code"], FlashError)
+    return kind(reported["message"], hint=reported["hint"])

@@ -1,0 +1,252 @@
+"""
+One attempt at a job, from reading `job.json` to an exit code.
+
+The exit code and the last event say how it ended; nothing else of the process is needed to know.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from flash.context import plugin_context
+from flash.environments import folder_digest
+from flash.errors import FlashError, PluginError, StoreError
+from flash.files import write_atomic
+from flash.job import Job
+from flash.plugins import PluginHost, boundary
+from flash.spec.model import spec_from_dict
+from flash.spec.secrets import Redactor
+from flash.values import ModelCard, RunInfo
+from flash.worker.checkpoints import CheckpointStore
+from flash.worker.loading import load_environment, open_model
+from flash.worker.reporter import EventReporter
+from flash.worker.sinks import SinkFanout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from flash.contracts import Environment, Sink
+    from flash.home import FlashHome
+    from flash.spec.model import Spec
+
+# What the supervisor reads; documented in docs/explanation/architecture.md.
+EXIT_DONE = 0
+EXIT_CRASH = 1
+EXIT_USER_ERROR = 10
+EXIT_OUT_OF_MEMORY = 11
+EXIT_STOPPED = 12
+
+
+@attrs.frozen
+class Context:
+    """What the algorithm is called with; see `flash.contracts.WorkerContext`."""
+
+    config: Any
+    thinking: bool
+    seed: int
+    environment: Environment
+    split: str
+    model: Path
+    card: ModelCard
+    init_adapter: Path | None
+    workdir: Path
+    reporter: EventReporter
+    checkpoints: CheckpointStore
+    stop: Callable[[], bool]
+
+
+def run_attempt(store: Path, number: int, secrets: Mapping[str, str], home: FlashHome) -> int:
+    """
+    Run the job in `store` and return the exit code.
+
+    Every way it can end leaves an `error` or `done` event. SIGTERM asks for a checkpoint and an
+    early end.
+    """
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    fanout = SinkFanout()
+    reporter = EventReporter(
+        store / "attempts" / str(number) / "events.jsonl",
+        mask=Redactor(secrets.values()).redact,
+        listen=fanout.emit,
+    )
+    code = EXIT_CRASH
+    try:
+        job = Job.from_dict(json.loads((store / "job.json").read_bytes()))
+        host = PluginHost.default(home)
+        attempt = Attempt(
+            number=number,
+            job=job,
+            spec=spec_from_dict(job.spec, host),
+            host=host,
+            home=home,
+            store=store,
+            secrets=secrets,
+            reporter=reporter,
+            stop=stop.is_set,
+        )
+        attempt.warn_of_other_versions()
+        fanout.start(
+            attempt.sinks(), RunInfo(job.run, number, str(store), job.spec), reporter.warning
+        )
+        code = EXIT_DONE if attempt.train() else EXIT_STOPPED
+    except Exception as error:  # noqa: BLE001 - the boundary: whatever it is becomes an event and a code
+        traceback.print_exc()
+        code, kind, message, hint = _classify(error)
+        reporter.emit("error", kind=kind, message=message, hint=hint)
+    finally:
+        fanout.close({EXIT_DONE: "done", EXIT_STOPPED: "stopped"}.get(code, "failed"))
+        reporter.close()
+    return code
+
+
+@attrs.frozen(kw_only=True)
+class Attempt:
+    """One attempt: the job, who reads it and where it reports."""
+
+    number: int
+    job: Job
+    spec: Spec
+    host: PluginHost
+    home: FlashHome
+    store: Path
+    secrets: Mapping[str, str]
+    reporter: EventReporter
+    stop: Callable[[], bool]
+
+    def train(self) -> bool:
+        """Train to the end and return True, or False when it was asked to stop before."""
+        checkpoints = CheckpointStore(self.store, warn=self.reporter.warning)
+        # Where the attempt before was cut off between its last byte and saying so, there is
+        # nothing left to train.
+        if checkpoints.final() is None:
+            self._run_algorithm(checkpoints)
+        if checkpoints.final() is None:
+            if self.stop():
+                return False
+            raise PluginError(
+                f"the algorithm {self.spec.algorithm} returned without a final adapter",
+                hint="report it to the plugin's author",
+            )
+        result = {"run": self.job.run, "state": "done", "finished_s": time.time()}
+        write_atomic(self.store / "result.json", json.dumps(result, indent=1).encode())
+        self.reporter.emit("done", steps=self.job.steps)
+        return True
+
+    def sinks(self) -> list[tuple[str, Sink]]:
+        """Make the job's sinks, each with the secrets its record declares and no others."""
+        made = []
+        for name in self.job.sinks:
+            record = self.host.get("sink", name)
+            with boundary(name, "make the sink"):
+                context = plugin_context(self.home, name, self._declared(record.secrets))
+                made.append((name, record.make(context, self.spec.sink[name])))
+        return made
+
+    def warn_of_other_versions(self) -> None:
+        """Say where this worker's plugins are not the ones that the job was planned with."""
+        for plugin, named in self.job.plugins.items():
+            kind, _, name = plugin.partition("/")
+            here = self.host.owner(kind, name)
+            if (here.distribution, here.version) != (named["distribution"], named["version"]):
+                self.reporter.warning(
+                    f"the job was submitted with {named['distribution']} {named['version']}; "
+                    f"this worker has {here.distribution} {here.version}"
+                )
+
+    def _run_algorithm(self, checkpoints: CheckpointStore) -> None:
+        self.reporter.phase("environment")
+        environment = self._environment()
+        self.reporter.phase("model")
+        folder, card = open_model(
+            self.host,
+            self.home,
+            plugin=self.job.model["plugin"],
+            model=self.job.model["id"],
+            secrets=self.secrets,
+            report=self.reporter.log,
+        )
+        warm_start = self.job.warm_start
+        with tempfile.TemporaryDirectory(prefix="flash-") as workdir:
+            context = Context(
+                config=self.spec.train,
+                thinking=self.spec.thinking,
+                seed=self.spec.seed,
+                environment=environment,
+                split=self.spec.environment.split,
+                model=folder,
+                card=card,
+                init_adapter=Path(warm_start["folder"]) if warm_start else None,
+                workdir=Path(workdir),
+                reporter=self.reporter,
+                checkpoints=checkpoints,
+                stop=self.stop,
+            )
+            _entry(self.job.algorithm)(context)
+
+    def _environment(self) -> Environment:
+        snapshot = self.store / "environment"
+        if folder_digest(snapshot) != self.job.environment["digest"]:
+            raise StoreError(
+                f"the environment in {snapshot} is not the one that was submitted",
+                hint="submit the run again",
+            )
+        table = self.spec.environment
+        return load_environment(
+            self.host,
+            self.home,
+            plugin=self.job.environment["plugin"],
+            folder=snapshot,
+            params=table.params,
+            split=table.split,
+            pip=table.pip,
+            secrets=self._declared(table.secrets),
+            report=self.reporter.log,
+        )
+
+    def _declared(self, names: Iterable[str]) -> dict[str, str]:
+        return {name: self.secrets[name] for name in names if name in self.secrets}
+
+
+def _entry(worker: str) -> Callable[[Context], None]:
+    module, _, attribute = worker.partition(":")
+    entry: Callable[[Context], None] = getattr(importlib.import_module(module), attribute)
+    return entry
+
+
+def _classify(error: BaseException) -> tuple[int, str, str, str | None]:
+    """Return exit code, kind, message and hint for what ended the attempt."""
+    if isinstance(error, MemoryError) or _is_out_of_memory(error):
+        return (
+            EXIT_OUT_OF_MEMORY,
+            "out_of_memory",
+            f"out of memory: {error}",
+            "lower train.max_length or train.batch_size, or take a smaller model",
+        )
+    if isinstance(error, FlashError):
+        return EXIT_USER_ERROR, "user_error", error.message, error.hint
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" at {last[0].filename}:{last[0].lineno}" if last else ""
+    return (
+        EXIT_CRASH,
+        "crash",
+        f"{type(error).__name__}{where}: {error}",
+        "the traceback is in the log",
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Recognise torch's own, without importing torch."""
+    if type(error).__name__ in {"OutOfMemoryError", "AcceleratorError"}:
+        return "out of memory" in str(error).lower()
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

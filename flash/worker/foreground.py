@@ -1,0 +1,115 @@
+"""
+The worker's side of a foreground task: user code runs here and never in the user's own CLI process.
+
+Answers are JSON lines on the original stdout: `{"progress": …}` while it works, then one
+`{"result": …}` or `{"error": {…}}`. What user code prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flash.errors import FlashError, UsageError
+from flash.home import FlashHome
+from flash.plugins import PluginHost
+from flash.spec.secrets import Redactor
+from flash.worker.loading import load_environment
+from flash.worker.log import masked_output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flash.contracts import Environment
+
+
+def run_task(name: str, given: Mapping[str, Any]) -> int:
+    """Run the task `name` with `given["request"]` and `given["secrets"]`; return the exit code."""
+    redactor = Redactor(given["secrets"].values())
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+
+    def answer(**line: Any) -> None:
+        answers.write(redactor.redact(json.dumps(line)) + "\n")
+
+    with answers, masked_output(redactor.redact):
+        try:
+            task = _TASKS.get(name)
+            if task is None:
+                raise UsageError(f"the worker knows no task {name!r}")  # noqa: TRY301 - one exit
+            answer(
+                result=task(given["request"], given["secrets"], lambda text: answer(progress=text))
+            )
+        except FlashError as error:
+            answer(
+                error={
+                    "message": error.message,
+                    "hint": error.hint,
+                    "exit_code": error.exit_code,
+                }
+            )
+            return error.exit_code
+        except Exception as error:  # noqa: BLE001 - the boundary: a crash is an answer too
+            traceback.print_exc()
+            answer(
+                error={"message": f"{type(error).__name__}: {error}", "hint": None, "exit_code": 1}
+            )
+            return 1
+    return 0
+
+
+def environment_of(
+    request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
+) -> Environment:
+    """Load the environment that a request names by plugin, folder, params, split and pip."""
+    home = FlashHome.from_environment()
+    return load_environment(
+        PluginHost.default(home),
+        home,
+        plugin=request["plugin"],
+        folder=Path(request["folder"]),
+        params=request["params"],
+        split=request["split"],
+        pip=request["pip"],
+        secrets=secrets,
+        report=report,
+    )
+
+
+def _check(
+    request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """
+    Load the environment, read its split and open its first episode.
+
+    Anything wrong is raised by the loader with file and line; returns the number of rows by split.
+    """
+    environment = environment_of(request, secrets, report)
+    tasks = environment.tasks(request["split"])
+    environment.start(tasks[0])
+    return {
+        "rows": len(tasks),
+        "splits": list(environment.splits()),
+        "targets": environment.target(tasks[0]) is not None,
+    }
+
+
+def _evaluate(
+    request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
+) -> dict[str, Any]:
+    from flash.evaluate import evaluate
+
+    return evaluate(request, environment_of(request["environment"], secrets, report), report)
+
+
+def _preview(
+    request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
+) -> dict[str, Any]:
+    from flash.training.preview import preview
+
+    return preview(request, environment_of(request["environment"], secrets, report), report)
+
+
+_TASKS = {"check": _check, "evaluate": _evaluate, "preview": _preview}
