@@ -1,4 +1,4 @@
-"""`[environment].pip` goes beside the interpreter, never into it. Real pip, real wheels, no index."""
+"""`[environment].pip` goes beside the interpreter, never into it. Real pip, wheels, no index."""
 
 import subprocess
 import sys
