@@ -1,0 +1,33 @@
+"""
+The verbs of the command line, as data.
+
+`flash --help` is written from this table without importing any of them, click included; the
+click group in `flash.cli.root` reads the same table and imports a verb when it is called.
+"""
+
+from __future__ import annotations
+
+DESCRIPTION = "One TOML and one environment become a trained LoRA adapter."
+
+COMMANDS = {
+    "train": ("flash.cli.train:train", "Train an adapter as a TOML file says."),
+    "status": ("flash.cli.status:status", "Show how a run is doing; follow it, read its log."),
+    "runs": ("flash.cli.runs:runs", "List the runs."),
+    "cancel": ("flash.cli.cancel:cancel", "Stop a run and keep its checkpoints."),
+    "checkpoints": ("flash.cli.checkpoints:checkpoints", "List a run's checkpoints."),
+    "eval": ("flash.cli.eval:eval_", "Score a run, a checkpoint or a model on held-out rows."),
+    "env": ("flash.cli.env:env", "Look at an environment: check it, preview its rows."),
+    "models": ("flash.cli.models:models", "List the base models known here."),
+    "plugins": ("flash.cli.plugins:plugins", "List the plugins and say what is wrong with one."),
+    "schema": ("flash.cli.schema:schema", "Write the JSON Schema of the TOML for editors."),
+    "version": ("flash.cli.version:version", "Show the version and what it runs on."),
+}
+"""Name -> (import string of its click command, help line), in the order help shows them."""
+
+OPTIONS = (
+    ("--debug", "Show the traceback of an error."),
+    ("--version", "Show the version and exit."),
+    ("-h, --help", "Show this message and exit."),
+)
+
+EPILOG = "Plugins may add commands; `flash plugins` lists what each one provides."

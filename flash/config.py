@@ -1,0 +1,92 @@
+"""
+The user's own configuration: `config.toml` in Flash's home.
+
+    [plugins]
+    disable = ["ray", "local@flash-provider-other"]   # a name, or name@distribution
+    allow = ["local", "sft"]                           # nothing else is loaded
+
+It is read strictly: an unknown key or a wrong type is an error, never ignored, because a
+misspelt deny-list would deny nothing.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from flash.errors import SpecError
+from flash.suggest import did_you_mean
+from flash.values import Problem
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EVERY = "*"
+
+
+@attrs.frozen
+class PluginList:
+    """Names of plugins, and where they were written."""
+
+    names: tuple[str, ...]
+    origin: str
+
+    def names_plugin(self, name: str, distribution: str) -> bool:
+        """Say whether the list has the plugin: as `name`, `name@distribution` or `*`."""
+        return any(listed in (EVERY, name, f"{name}@{distribution}") for listed in self.names)
+
+
+@attrs.frozen
+class UserConfig:
+    """What config.toml says; without the file, nothing is disabled and everything allowed."""
+
+    disable: PluginList
+    allow: PluginList | None
+
+    @classmethod
+    def read(cls, path: Path) -> UserConfig:
+        """Read `path`, which may not exist; raises `SpecError` with every problem in it."""
+        data = _load(path)
+        problems = list(_unknown(path, "", data, {"plugins"}))
+        plugins = data.get("plugins", {})
+        if not isinstance(plugins, dict):
+            problems.append(_problem(path, "plugins", "must be a table"))
+            plugins = {}
+        problems += _unknown(path, "plugins.", plugins, {"disable", "allow"})
+        lists: dict[str, PluginList | None] = {"disable": None, "allow": None}
+        for key in lists.keys() & plugins.keys():
+            names = plugins[key]
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                problems.append(_problem(path, f"plugins.{key}", "must be an array of strings"))
+                continue
+            lists[key] = PluginList(tuple(names), f"{path} [plugins] {key}")
+        if problems:
+            raise SpecError(problems)
+        return cls(disable=lists["disable"] or PluginList((), str(path)), allow=lists["allow"])
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        problem = Problem(str(path), f"cannot be read: {error.strerror or error}")
+    except UnicodeDecodeError as error:
+        problem = Problem(str(path), f"is not UTF-8: byte {error.start}")
+    except tomllib.TOMLDecodeError as error:
+        problem = Problem(str(path), f"is not TOML: {error}")
+    raise SpecError([problem])
+
+
+def _unknown(path: Path, prefix: str, table: dict[str, Any], known: set[str]) -> list[Problem]:
+    return [
+        _problem(path, prefix + key, f"unknown key{did_you_mean(key, known)}")
+        for key in sorted(table.keys() - known)
+    ]
+
+
+def _problem(path: Path, key: str, message: str) -> Problem:
+    return Problem(f"{path}: {key}", message)
