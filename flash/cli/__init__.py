@@ -31,3 +31,20 @@ OPTIONS = (
 )
 
 EPILOG = "Plugins may add commands; `flash plugins` lists what each one provides."
+
+
+def help_text() -> str:
+    """Return what `flash --help` prints: word for word what click would."""
+
+    def listed(pairs: list[tuple[str, str]]) -> str:
+        width = max(len(name) for name, _ in pairs)
+        return "\n".join(f"  {name:<{width}}  {text}" for name, text in pairs)
+
+    commands = [(name, text) for name, (_, text) in COMMANDS.items()]
+    return (
+        "Usage: flash [OPTIONS] COMMAND [ARGS]...\n\n"
+        f"  {DESCRIPTION}\n\n"
+        f"Options:\n{listed(list(OPTIONS))}\n\n"
+        f"Commands:\n{listed(commands)}\n\n"
+        f"  {EPILOG}\n"
+    )

@@ -1,0 +1,33 @@
+"""What every verb is given: the home folder, the plugin host, and whether to show tracebacks."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import click
+
+from flash.home import FlashHome
+from flash.plugins import PluginHost
+
+
+class App:
+    """
+    One call of the command line.
+
+    Take it with `@pass_app` as the first parameter of a verb. Plugins are loaded when `host` is
+    first read, not before.
+    """
+
+    def __init__(self) -> None:
+        self.home = FlashHome.from_environment()
+        self.debug = False
+        self.running: str | None = None
+        """The plugin whose verb is running; None while it is one of Flash's own."""
+
+    @cached_property
+    def host(self) -> PluginHost:
+        """The installed plugins, as the user's config and environment choose them."""
+        return PluginHost.default(self.home)
+
+
+pass_app = click.make_pass_decorator(App)

@@ -1,0 +1,134 @@
+"""The click group of all verbs, and the one boundary where errors become lines and exit codes."""
+
+from __future__ import annotations
+
+import io
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import flash
+from flash.cli import COMMANDS, DESCRIPTION, EPILOG, OPTIONS, output
+from flash.cli.app import App
+from flash.discovery import describe
+from flash.errors import FlashError, PluginError, UsageError
+from flash.plugins import boundary
+from flash.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_HELP = dict(OPTIONS)
+
+
+class Verbs(click.Group):
+    """
+    Core verbs from the table, then those of plugins; a verb is imported when it is called.
+
+    Plugins are loaded only for a name that is no core verb, so none can shadow one.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the core verbs in the table's order."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return the verb, or None for a name that no usable plugin adds either."""
+        if cmd_name in COMMANDS:
+            command: click.Command = _imported(COMMANDS[cmd_name][0])
+            return command
+        return _plugin_command(ctx.ensure_object(App), cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the verb that `args` starts with; an unknown one raises `UsageError`."""
+        name, *rest = args
+        command = self.get_command(ctx, name)
+        if command is None:
+            added = ctx.ensure_object(App).host.all("command")
+            message = f'unknown command "{name}"{did_you_mean(name, [*COMMANDS, *added])}'
+            raise UsageError(message, hint="flash --help lists the commands")
+        return name, command, rest
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table; importing every verb for its first line would take seconds."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _imported(reference: str) -> Any:
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _plugin_command(app: App, name: str) -> click.Command | None:
+    try:
+        plugin = app.host.owner("command", name)
+    except UsageError:
+        return None
+    reference = plugin.records["command"][name].command
+    with boundary(plugin.name, f"import {reference}"):
+        command = _imported(reference)
+    if not isinstance(command, click.Command):
+        message = f"plugin {plugin.name}: {reference} is not a click command"
+        raise PluginError(message, hint=f"flash plugins show {plugin.name}")
+    app.running = plugin.name
+    return command
+
+
+@click.group(
+    cls=Verbs,
+    help=DESCRIPTION,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option("--debug", is_flag=True, help=_HELP["--debug"])
+@click.version_option(flash.__version__, message="flash %(version)s", help=_HELP["--version"])
+@click.pass_context
+def root(ctx: click.Context, *, debug: bool) -> None:
+    """Take the options that hold for every verb."""
+    ctx.ensure_object(App).debug = debug
+
+
+def run(arguments: Sequence[str]) -> int:
+    """
+    Run one command line and return its exit code; prints every error and raises none.
+
+    A verb ends with `ctx.exit(code)`, with a FlashError, or by returning.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A character that the terminal's encoding lacks must not end a run's display.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    app = App()
+    try:
+        result = root.main(list(arguments), prog_name="flash", standalone_mode=False, obj=app)
+    except click.exceptions.NoArgsIsHelpError as error:
+        output.note(error.format_message())
+        return error.exit_code
+    except click.ClickException as error:
+        command = getattr(getattr(error, "ctx", None), "command_path", "flash")
+        return output.usage_error(error.format_message(), f"{command} --help")
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except FlashError as error:
+        return output.fail(error, debug=app.debug)
+    except Exception as error:  # noqa: BLE001 - the boundary: nothing below it may show a traceback
+        return output.fail(_attributed(error, app), debug=app.debug)
+    return result if isinstance(result, int) else 0
+
+
+def _attributed(error: Exception, app: App) -> Exception:
+    """Return the error as the plugin's whose verb was running, or as it is."""
+    if app.running is None:
+        return error
+    fault = PluginError(
+        f"plugin {app.running}: its command raised {describe(error)}",
+        hint="flash --debug … shows the traceback",
+    )
+    fault.__cause__ = error
+    return fault
