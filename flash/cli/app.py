@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import click
 
 from flash.home import FlashHome
-from flash.plugins import PluginHost
+
+if TYPE_CHECKING:
+    from flash.plugins import PluginHost
 
 
 class App:
@@ -27,6 +30,9 @@ class App:
     @cached_property
     def host(self) -> PluginHost:
         """The installed plugins, as the user's config and environment choose them."""
+        # Half of a short verb's time, so only those that use plugins pay for it.
+        from flash.plugins import PluginHost
+
         return PluginHost.default(self.home)
 
 

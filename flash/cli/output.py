@@ -183,7 +183,7 @@ def _rich_table(
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
-        drawn.add_column(Text(name), justify="right" if name in right else "left")
+        drawn.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
     console().print(drawn)

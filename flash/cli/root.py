@@ -12,9 +12,7 @@ import click
 import flash
 from flash.cli import COMMANDS, DESCRIPTION, EPILOG, OPTIONS, output
 from flash.cli.app import App
-from flash.discovery import describe
 from flash.errors import FlashError, PluginError, UsageError
-from flash.plugins import boundary
 from flash.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -67,6 +65,8 @@ def _imported(reference: str) -> Any:
 
 
 def _plugin_command(app: App, name: str) -> click.Command | None:
+    from flash.plugins import boundary
+
     try:
         plugin = app.host.owner("command", name)
     except UsageError:
@@ -126,6 +126,8 @@ def _attributed(error: Exception, app: App) -> Exception:
     """Return the error as the plugin's whose verb was running, or as it is."""
     if app.running is None:
         return error
+    from flash.discovery import describe
+
     fault = PluginError(
         f"plugin {app.running}: its command raised {describe(error)}",
         hint="flash --debug … shows the traceback",
