@@ -1,0 +1,64 @@
+# `make demo` runs the main job from a bare machine; `make test` passes the tests. Each target does
+# its own set-up: Python 3.11 or newer, make and a package index are all that must exist before.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.setup-stamp
+
+PLUGINS  := $(sort $(dir $(wildcard plugins/*/*/pyproject.toml)))
+PACKAGES := $(foreach plugin,$(PLUGINS),$(wildcard $(plugin)flash_*))
+SOURCES  := flash plugins examples bench tests docs
+EXISTING := $(wildcard $(SOURCES))
+
+empty :=
+space := $(empty) $(empty)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-fast lint format docs clean
+
+help:  ## show these lines
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv with the core, every plugin and the test tools
+
+# The stamp lives inside .venv, so removing the folder is the whole reset. An environment that an
+# interrupted set-up left half-made has no working pip and is made again.
+$(STAMP): pyproject.toml $(PLUGINS:%=%pyproject.toml) constraints.txt requirements-dev.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo 'error: $(PYTHON) is not on the PATH' >&2; \
+	  echo 'hint: install Python 3.11 or newer, or name one: make setup PYTHON=/path/to/python3' >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Flash needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)" >&2; \
+	  echo 'hint: name a newer one: make setup PYTHON=python3.12' >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
+	  --requirement requirements-dev.txt --editable . $(PLUGINS:%=--editable ./%)
+	@touch $@
+
+demo: $(STAMP)  ## train the example, evaluate before and after, print a report
+	@$(BIN)/python examples/bookings/demo.py
+
+test: $(STAMP)  ## every test
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## the lane for every change: at most 90 seconds
+	$(BIN)/python -m pytest -m 'not slow' -n 2
+
+lint: $(STAMP)  ## ruff (format and rules) and mypy strict
+	$(BIN)/ruff format --check $(EXISTING)
+	$(BIN)/ruff check $(EXISTING)
+	MYPYPATH=$(subst $(space),:,$(PLUGINS)) $(BIN)/mypy flash $(PACKAGES)
+
+format: $(STAMP)  ## rewrite the sources as the formatter wants them
+	$(BIN)/ruff format $(EXISTING)
+	$(BIN)/ruff check --fix $(EXISTING)
+
+docs: $(STAMP)  ## write the reference pages from the code
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove caches and build outputs; .venv stays
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find flash plugins examples bench tests docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
