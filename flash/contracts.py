@@ -40,8 +40,10 @@ class PluginContext(Protocol):
     own that persists; `clock` returns seconds since the epoch.
     """
 
-    workdir: Path
     clock: Callable[[], float]
+
+    @property
+    def workdir(self) -> Path: ...  # noqa: D102 - described in the class
 
     @property
     def log(self) -> Any: ...  # noqa: D102 - described in the class

@@ -123,11 +123,11 @@ def _print_one(plugin: Plugin, *, with_traceback: bool) -> None:
     }
     for label, fact in facts.items():
         if fact:
-            out(f"  {label}: {clean(fact, lines=False)}")
+            out(f"  {label}: {clean(str(fact), lines=False)}")
     for kind, named in plugin.records.items():
         for name, record in named.items():
-            summary = getattr(record, "summary", None) or getattr(record, "help", "")
-            out(f"  {kind} {name}: {clean(summary, lines=False)}")
+            summary = record.help if kind == "command" else record.summary
+            out(f"  {kind} {name}: {clean(str(summary), lines=False)}")
     if with_traceback and plugin.error is not None:
         out()
         out("".join(traceback.format_exception(plugin.error)).rstrip())
