@@ -1,0 +1,1 @@
+"""The kit for plugin authors: real but tiny things to test against."""
