@@ -49,13 +49,15 @@ class Problem:
     Something wrong with a spec or a plan: where, what, and what to do.
 
     `path` is the dotted path in the TOML (`train.lora_rank`), or a file's path for a file that
-    cannot be read. An error stops the submit; a warning is printed.
+    cannot be read. An error stops the submit; a warning is printed. `fault` says whose it is: what
+    the user wrote, or an installed plugin.
     """
 
     path: str
     message: str
     hint: str | None = None
     severity: Severity = "error"
+    fault: Literal["spec", "plugin"] = "spec"
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.message}" if self.path else self.message
@@ -136,6 +138,8 @@ class LaunchRequest:
         owner: this plane's identity, as in `Provider.list`.
         argv: the worker's command, run with the interpreter that has Flash installed.
         env: plain environment variables of the worker.
+        caller: what the submitting shell said about its own machine: paths, proxies, devices. Of
+            use to a provider that runs workers there, and to no other.
         secrets: values that must never reach a command line, a log or a disk that outlives the run.
         workdir: the run's store folder, as the worker sees it.
         log: where the worker's stdout and stderr go, inside the store.
@@ -146,6 +150,7 @@ class LaunchRequest:
     owner: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    caller: Mapping[str, str]
     secrets: Mapping[str, str] = attrs.field(repr=False)
     workdir: str
     log: str
@@ -179,12 +184,18 @@ InstanceState = Literal[
 
 @attrs.frozen
 class Instance:
-    """What a provider sees of one launch now; `gone` is a state, not an error."""
+    """
+    What a provider sees of one launch now; `gone` is a state, not an error.
+
+    `ref` may say more than the launch's own did (`worker_pid`, an address). `exit_code` is the
+    worker's, 128 + n where signal n ended it. `out_of_memory`: the machine killed it for memory.
+    """
 
     key: str
     ref: Mapping[str, Any]
     state: InstanceState
     exit_code: int | None = None
+    out_of_memory: bool = False
     bills: bool = False
     detail: str = ""
 
