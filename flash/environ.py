@@ -44,7 +44,7 @@ _NAMES = frozenset(
 )
 _PREFIXES = ("LC_", "PIP_")
 
-_WORKER = {
+WORKER_VARIABLES = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -58,7 +58,7 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if (name in _NAMES or name.startswith(_PREFIXES)) and not _carries_password(value)
     }
-    return kept | _WORKER
+    return kept | WORKER_VARIABLES
 
 
 def _carries_password(value: str) -> bool:

@@ -52,13 +52,20 @@ def _rebuild(kind: type[FlashError], args: tuple[Any, ...], state: dict[str, Any
 
 
 class SpecError(FlashError):
-    """The spec is wrong; `problems` holds all of them, sorted by path."""
+    """
+    The spec is wrong; `problems` holds all of them, sorted by path.
+
+    Where every error among them is a plugin's fault, the exit code is a plugin's too.
+    """
 
     exit_code = 2
 
     def __init__(self, problems: Sequence[Problem], *, hint: str | None = None) -> None:
         self.problems = tuple(sorted(problems, key=lambda problem: problem.path))
         super().__init__("\n".join(str(problem) for problem in self.problems), hint=hint)
+        errors = [problem for problem in self.problems if problem.severity == "error"]
+        if errors and all(problem.fault == "plugin" for problem in errors):
+            self.exit_code = PluginError.exit_code
 
 
 class UsageError(FlashError):
