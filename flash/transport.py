@@ -38,14 +38,14 @@ class _PatientRetry(Retry):
 class _Transport(BaseAdapter):
     """Chooses by method whether a failed call is repeated, and bounds every call in time."""
 
-    def __init__(self, backoff_s: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self._repeated = HTTPAdapter(
             max_retries=_PatientRetry(
                 total=RETRIES,
                 allowed_methods=REPEATABLE,
                 status_forcelist=(429, 500, 502, 503, 504),
-                backoff_factor=backoff_s,
+                backoff_factor=0.5,
                 # After the last try the caller gets the response and reads what it says.
                 raise_on_status=False,
             )
@@ -73,14 +73,14 @@ class PluginSession(requests.Session):
     `response.url`, which `raise_for_status` quotes.
     """
 
-    def __init__(self, redact: Callable[[str], str], *, backoff_s: float = 0.5) -> None:
+    def __init__(self, redact: Callable[[str], str]) -> None:
         super().__init__()
         self._redact = redact
         self.headers["User-Agent"] = f"flash/{flash.__version__}"
         # With no credentials of its own, requests sends those that ~/.netrc has for the host, in
         # the place of the plugin's own header.
         self.auth = _unchanged
-        transport = _Transport(backoff_s)
+        transport = _Transport()
         self.mount("https://", transport)
         self.mount("http://", transport)
 

@@ -22,10 +22,14 @@ class App:
     """
 
     def __init__(self) -> None:
-        self.home = FlashHome.from_environment()
         self.debug = False
         self.running: str | None = None
         """The plugin whose verb is running; None while it is one of Flash's own."""
+
+    @cached_property
+    def home(self) -> FlashHome:
+        """The folder that everything of this user lives in."""
+        return FlashHome.from_environment()
 
     @cached_property
     def host(self) -> PluginHost:

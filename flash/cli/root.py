@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
+import click.shell_completion
 
 import flash
 from flash.cli import COMMANDS, DESCRIPTION, EPILOG, OPTIONS, output
@@ -51,6 +52,17 @@ class Verbs(click.Group):
             message = f'unknown command "{name}"{did_you_mean(name, [*COMMANDS, *added])}'
             raise UsageError(message, hint="flash --help lists the commands")
         return name, command, rest
+
+    def shell_complete(
+        self, ctx: click.Context, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """Complete core verbs and options; plugins are not loaded while somebody types."""
+        verbs = [
+            click.shell_completion.CompletionItem(name, help=text)
+            for name, (_, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table; importing every verb for its first line would take seconds."""

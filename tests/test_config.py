@@ -1,0 +1,84 @@
+"""The user's config.toml is read strictly."""
+
+import pytest
+
+from flash.config import UserConfig
+from flash.errors import SpecError
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "config.toml"
+
+
+def problems(path):
+    with pytest.raises(SpecError) as caught:
+        UserConfig.read(path)
+    assert caught.value.exit_code == 2
+    return [str(problem).removeprefix(f"{path}: ") for problem in caught.value.problems]
+
+
+def test_without_a_file_everything_is_allowed(path):
+    config = UserConfig.read(path)
+
+    assert config.disable.names == ()
+    assert config.allow is None
+
+
+def test_lists_know_where_they_were_written(path):
+    path.write_text('[plugins]\ndisable = ["ray"]\nallow = []\n')
+
+    config = UserConfig.read(path)
+
+    assert config.disable.names == ("ray",)
+    assert config.disable.origin == f"{path} [plugins] disable"
+    assert config.allow is not None
+    assert config.allow.names == ()
+
+
+@pytest.mark.parametrize(
+    ("listed", "answer"),
+    [
+        ("ray", True),
+        ("ray@flash-provider-ray", True),
+        ("ray@flash-provider-other", False),
+        ("*", True),
+        ("ra", False),
+    ],
+)
+def test_a_plugin_is_named_by_name_or_by_distribution_too(path, listed, answer):
+    path.write_text(f'[plugins]\ndisable = ["{listed}"]\n')
+
+    assert UserConfig.read(path).disable.names_plugin("ray", "flash-provider-ray") is answer
+
+
+def test_every_problem_is_reported_at_once(path):
+    path.write_text('plugin = 1\n[plugins]\ndisabel = ["ray"]\nallow = "ray"\n')
+
+    assert problems(path) == [
+        'plugin: unknown key; did you mean "plugins"?',
+        "plugins.allow: must be an array of strings",
+        'plugins.disabel: unknown key; did you mean "disable"?',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[plugins\n", "is not TOML: "),
+        (b"\xff\xfe", "is not UTF-8: byte 0"),
+        (b"plugins = 3\n", "plugins: must be a table"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_why(path, content, words):
+    path.write_bytes(content)
+
+    (problem,) = problems(path)
+
+    assert words in problem
+
+
+def test_a_folder_in_its_place_says_why(path):
+    path.mkdir()
+
+    assert problems(path) == ["cannot be read: Is a directory"]
