@@ -146,7 +146,9 @@ class EnvironmentLoader(Protocol):
         """
         ...
 
-    def check(self, folder: Path, *, split: str) -> Sequence[Problem]:
+    def check(
+        self, folder: Path, *, split: str, params: Mapping[str, Any] | None = None
+    ) -> Sequence[Problem]:
         """Return what is wrong without importing anything of the folder."""
         ...
 
