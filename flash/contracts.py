@@ -152,6 +152,14 @@ class EnvironmentLoader(Protocol):
         """Return what is wrong without importing anything of the folder."""
         ...
 
+    def rows(self, folder: Path, *, split: str, params: Mapping[str, Any]) -> int | None:
+        """
+        Return how many rows the split has, or None where only user code can say.
+
+        Imports nothing of the folder; `EnvironmentFault` names a row that cannot be read.
+        """
+        ...
+
     def load(self, folder: Path, *, params: Mapping[str, Any], split: str) -> Environment:
         """Import and build it; `EnvironmentFault` names file and line where it cannot."""
         ...

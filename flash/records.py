@@ -46,12 +46,17 @@ def _callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None
 
 @attrs.frozen
 class ProviderCapabilities:
-    """What a provider can do, readable before `make`."""
+    """
+    What a provider can do, readable before `make`.
+
+    `offline`: `offers` needs no network, so a dry run may ask for them.
+    """
 
     logs: bool = False
     exit_codes: bool = False
     spot: bool = False
     prices: bool = False
+    offline: bool = False
     name_length: int = 50
     launches_per_minute: int | None = None
 

@@ -46,6 +46,14 @@ class FreesoloLoader:
 
         return check(folder, split=split, params=params or {})
 
+    def rows(self, folder: Path, *, split: str, params: Mapping[str, Any]) -> int | None:
+        """Count the rows that files or params give; a dataset in code is not counted."""
+        own_rows = _own_rows(folder.resolve(), params, split)
+        if own_rows is not None:
+            return len(own_rows())
+        file = find_splits(folder).files.get(split)
+        return None if file is None else len(read_rows(file))
+
     def load(self, folder: Path, *, params: Mapping[str, Any], split: str) -> Environment:
         """Import `environment.py`, call its `load_environment` and wrap what it returns."""
         from flash_env_freesolo.environment import FreesoloEnvironment

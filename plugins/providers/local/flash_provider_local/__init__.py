@@ -26,6 +26,6 @@ def flash_register_providers() -> list[ProviderPlugin]:
             summary="This machine: its CPU, or one of its NVIDIA GPUs.",
             make=_make,
             config=LocalConfig,
-            capabilities=ProviderCapabilities(exit_codes=True, prices=True),
+            capabilities=ProviderCapabilities(exit_codes=True, prices=True, offline=True),
         )
     ]
