@@ -15,14 +15,17 @@ def main() -> int:
     """Run the command line and return its exit code (architecture, section 7)."""
     try:
         code = _answer(sys.argv[1:])
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has left (`flash runs | head -1`). Python flushes once more at exit, and
-        # would complain, so give it somewhere to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        if sys.stdout is not None:  # it is None where the caller closed it
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        # A reader that has left (`flash runs | head -1`) is no error worth a line; a full disk is.
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"error: cannot write the output: {error.strerror}\n")
+        # Python flushes once more at exit, and would complain: give it somewhere to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return code
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from flash.config import PluginList, UserConfig
+from flash.config import EVERY, PluginList, UserConfig
 from flash.discovery import (
     KINDS,
     Plugin,
@@ -83,7 +83,9 @@ class PluginHost:
     Made by `default` (what the user's config and environment say) or `load`.
     """
 
-    def __init__(self, plugins: Sequence[Plugin]) -> None:
+    def __init__(self, plugins: Sequence[Plugin], *, warnings: Sequence[str] = ()) -> None:
+        self.warnings = tuple(warnings)
+        """Names in a deny-list or allow-list that no installed plugin has."""
         self._plugins = tuple(plugins)
         self._owners = {
             (kind, name): plugin
@@ -117,11 +119,13 @@ class PluginHost:
         A disabled plugin, one outside `allowed` and an incompatible one are not imported, nor are
         distributions that claim one name.
         """
-        chosen = [_switch(plugin, disabled, allowed) for plugin in find_plugins()]
+        found = find_plugins()
+        lists = [*disabled, *([allowed] if allowed else [])]
+        chosen = [_switch(plugin, disabled, allowed) for plugin in found]
         fitting = [check_requirements(p) if p.state == "ok" else p for p in chosen]
         unique = _same_name(fitting)
         loaded = [load_plugin(p) if p.state == "ok" else p for p in unique]
-        return cls(_same_record(loaded))
+        return cls(_same_record(loaded), warnings=_unmatched(lists, found))
 
     def statuses(self) -> list[Plugin]:
         """Return every installed plugin, in the order of names."""
@@ -212,6 +216,17 @@ def _switch(plugin: Plugin, disabled: Sequence[PluginList], allowed: PluginList 
         reason, hint = f"not among {allowed.origin}", f'add "{plugin.name}" to {allowed.origin}'
         return attrs.evolve(plugin, state="disabled", reason=reason, hint=hint)
     return plugin
+
+
+def _unmatched(lists: Sequence[PluginList], found: Sequence[Plugin]) -> list[str]:
+    """Return a sentence for each listed name that no plugin has: a misspelt one does nothing."""
+    known = {plugin.name for plugin in found} | {plugin.selector for plugin in found} | {EVERY}
+    return [
+        f'{listed.origin} names "{name}", which is not installed{did_you_mean(name, known)}'
+        for listed in lists
+        for name in listed.names
+        if name not in known
+    ]
 
 
 def _same_name(plugins: Sequence[Plugin]) -> list[Plugin]:

@@ -342,6 +342,16 @@ def test_a_star_disables_every_plugin(shell):
     assert {s["state"] for s in json.loads(answer.stdout)} == {"disabled"}
 
 
+def test_a_misspelt_name_in_a_list_is_pointed_out(shell):
+    shell.write_config('[plugins]\ndisable = ["fien"]\n')
+
+    answer = shell.flash("plugins", "--json")
+
+    assert '[plugins] disable names "fien", which is not installed; did you mean "fine"?' in (
+        answer.stderr
+    )
+
+
 def states_of(shell, *names):
     answer = shell.flash("plugins", "--json")
     found = json.loads(answer.stdout)

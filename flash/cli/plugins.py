@@ -39,7 +39,10 @@ def plugins(ctx: click.Context, *, as_json: bool, check: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    found = ctx.ensure_object(App).host.statuses()
+    host = ctx.ensure_object(App).host
+    found = host.statuses()
+    for sentence in host.warnings:
+        warn(sentence)
     if as_json:
         print_json([_as_json(plugin) for plugin in found])
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from importlib import import_module
@@ -13,13 +14,14 @@ import click.shell_completion
 import flash
 from flash.cli import COMMANDS, DESCRIPTION, EPILOG, OPTIONS, output
 from flash.cli.app import App
-from flash.errors import FlashError, PluginError, UsageError
+from flash.errors import FlashError, PluginError, StoreError, UsageError
 from flash.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _HELP = dict(OPTIONS)
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Verbs(click.Group):
@@ -119,30 +121,40 @@ def run(arguments: Sequence[str]) -> int:
     app = App()
     try:
         result = root.main(list(arguments), prog_name="flash", standalone_mode=False, obj=app)
-    except click.exceptions.NoArgsIsHelpError as error:
-        output.note(error.format_message())
-        return error.exit_code
     except click.ClickException as error:
-        command = getattr(getattr(error, "ctx", None), "command_path", "flash")
-        return output.usage_error(error.format_message(), f"{command} --help")
+        return _wrong_command_line(error)
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except FlashError as error:
-        return output.fail(error, debug=app.debug)
     except Exception as error:  # noqa: BLE001 - the boundary: nothing below it may show a traceback
-        return output.fail(_attributed(error, app), debug=app.debug)
+        return output.fail(_named(error, app), debug=app.debug)
     return result if isinstance(result, int) else 0
 
 
-def _attributed(error: Exception, app: App) -> Exception:
-    """Return the error as the plugin's whose verb was running, or as it is."""
-    if app.running is None:
-        return error
-    from flash.discovery import describe
+def _wrong_command_line(error: click.ClickException) -> int:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        output.note(error.format_message())
+        return error.exit_code
+    verb = getattr(getattr(error, "ctx", None), "command_path", "flash")
+    return output.usage_error(error.format_message(), f"{verb} --help")
 
-    fault = PluginError(
-        f"plugin {app.running}: its command raised {describe(error)}",
-        hint="flash --debug … shows the traceback",
-    )
-    fault.__cause__ = error
-    return fault
+
+def _named(error: Exception, app: App) -> Exception:
+    """Return the error as what it is: the user's, the disk's, a plugin's, or a defect of ours."""
+    if isinstance(error, FlashError):
+        return error
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        where = error.filename or "the output"
+        named: FlashError = StoreError(
+            f"cannot write {where}: {error.strerror}", hint="free some space"
+        )
+    elif app.running is not None:
+        from flash.discovery import describe
+
+        named = PluginError(
+            f"plugin {app.running}: its command raised {describe(error)}",
+            hint="flash --debug … shows the traceback",
+        )
+    else:
+        return error
+    named.__cause__ = error
+    return named

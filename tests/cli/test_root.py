@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -179,6 +180,27 @@ def test_a_reader_that_leaves_is_no_error(shell):
         )
 
     assert answer.stderr == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
+@pytest.mark.parametrize("argument", ["--help", "version"])
+def test_a_full_disk_is_one_line(shell, argument):
+    with Path("/dev/full").open("w") as full:
+        answer = subprocess.run(
+            [sys.executable, "-m", "flash", argument],
+            env=shell.environ(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    assert answer.returncode == 1
+    (line, *_) = answer.stderr.splitlines()
+    assert line == "error: cannot write the output: No space left on device"
+    assert "Traceback" not in answer.stderr
+    assert "Exception" not in answer.stderr
 
 
 def test_shell_completion_knows_the_verbs(shell):
