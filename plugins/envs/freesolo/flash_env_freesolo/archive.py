@@ -44,10 +44,10 @@ def extract(file: IO[bytes], path: str, destination: Path, limits: Limits) -> No
     """
     Write the files below `path` of the archive's one top folder into `destination`.
 
-    Only files and folders are taken: a link, a device, a `..`, an absolute or doubled name below
-    `path` refuses the whole archive, and so does breaking a limit. `destination` may exist and
-    must be empty; after a failure it is again. Raises `EnvironmentFault`, or `StoreError` when the
-    disk fails.
+    Only files and folders are taken: a link, a device or a doubled name below `path` refuses the
+    whole archive, and so does a `..` or an absolute name anywhere, or breaking a limit.
+    `destination` may exist and must be empty; after a failure it is again. Raises
+    `EnvironmentFault`, or `StoreError` when the disk fails.
     """
     destination.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
@@ -93,7 +93,10 @@ def _extract(file: IO[bytes], path: tuple[str, ...], destination: Path, limits: 
             scanned += 1
             if scanned > limits.scanned_members:
                 raise _too_big("the repository", limits.scanned_members, limits.scanned_bytes)
-            inner = PurePosixPath(member.name).parts[1:]
+            parts = PurePosixPath(member.name).parts
+            if ".." in parts or member.name.startswith("/"):
+                raise _refused(member, "its path leaves the archive")
+            inner = parts[1:]
             if inner[: len(path)] != path:
                 continue
             taken += 1
@@ -113,9 +116,8 @@ def _write(
 ) -> None:
     if not member.isdir() and not member.isreg():
         raise _refused(member, "it is neither a file nor a folder")
-    outside = ".." in inner or member.name.startswith("/")
-    if outside or (member.isreg() and not inner):
-        raise _refused(member, "its path does not lie in a folder of the archive")
+    if member.isreg() and not inner:
+        raise _refused(member, "it is a file where the environment's folder should be")
     try:
         # The standard library's own judgement of the name that is about to be written.
         tarfile.data_filter(member.replace(name="/".join(inner) or "."), str(destination))

@@ -81,9 +81,10 @@ class FreesoloEnvironment:
 
     def start(self, task: Task) -> list[Message]:
         """Return the opening messages."""
-        with faults_of(self._package):
+        hook = self._opening_hook()
+        with faults_of(self._package, hook):
             messages = self._sdk.start_episode(task.data, self._prompt_text)
-        return self._messages(messages, self._opening_hook())
+        return self._messages(messages, hook)
 
     def step(self, task: Task, messages: Sequence[Message], action: str) -> Step:
         """Answer the model's action."""
@@ -91,7 +92,7 @@ class FreesoloEnvironment:
         if hook is None:
             # The default ends the episode and normalises the text, as the scorer will again.
             return Step(done=True)
-        with faults_of(self._package):
+        with faults_of(self._package, hook):
             result = hook(task.data, list(messages), action)
         if not isinstance(result, EnvironmentStepResult):
             raise self._wrong(hook, result, "EnvironmentStepResult")
@@ -105,7 +106,7 @@ class FreesoloEnvironment:
     def max_turns(self, task: Task) -> int:
         """Return the environment's cap for this example."""
         hook = self._sdk.max_episode_turns
-        with faults_of(self._package):
+        with faults_of(self._package, hook):
             turns = hook(task.data)
         if isinstance(turns, bool) or not isinstance(turns, int) or turns < 1:
             raise EnvironmentFault(
@@ -119,7 +120,7 @@ class FreesoloEnvironment:
         hook = self._sdk.sft_completion
         if overridden(self._sdk, "sft_completion") is None and task.data.output is None:
             return None
-        with faults_of(self._package):
+        with faults_of(self._package, hook):
             messages = hook(task.data)
         return self._messages(messages, hook, empty=True) or None if messages else None
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def faults_of(package: PrivatePackage) -> Iterator[None]:
+def faults_of(package: PrivatePackage, hook: Callable[..., Any] | None = None) -> Iterator[None]:
     """
     Raise what the folder's code raises as `EnvironmentFault`, pointing into its own files.
 
+    `hook` is where to point when the exception comes from the SDK working on what it returned.
     Flash's own errors pass, and so does running out of memory, which is nobody's mistake here.
     `SystemExit` is caught: a module that calls `sys.exit` must not end Flash without a word.
     """
@@ -29,9 +30,8 @@ def faults_of(package: PrivatePackage) -> Iterator[None]:
     except (FlashError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        raise EnvironmentFault(
-            f"{place_of(error, package.folder)}: {describe(error, package)}", hint=_hint(error)
-        ) from error
+        place = place_of(error, package.folder, hook)
+        raise EnvironmentFault(f"{place}: {describe(error, package)}", hint=_hint(error)) from error
 
 
 def describe(error: BaseException, package: PrivatePackage) -> str:
@@ -40,14 +40,14 @@ def describe(error: BaseException, package: PrivatePackage) -> str:
     return package.plain(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
-def place_of(error: BaseException, folder: Path) -> str:
-    """Return `file:line` of the last frame inside `folder`."""
+def place_of(error: BaseException, folder: Path, hook: Callable[..., Any] | None = None) -> str:
+    """Return `file:line` of the last frame inside `folder`, else of `hook`."""
     if isinstance(error, SyntaxError) and error.filename and _inside(error.filename, folder):
         return f"{error.filename}:{error.lineno or 1}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if _inside(frame.filename, folder):
             return f"{frame.filename}:{frame.lineno}"
-    return str(folder / "environment.py")
+    return defined_at(hook) if hook is not None else str(folder / "environment.py")
 
 
 def defined_at(function: Callable[..., Any]) -> str:

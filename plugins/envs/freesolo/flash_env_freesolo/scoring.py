@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from freesolo.environments import Environment as SdkEnvironment
 from freesolo.environments import EnvironmentEpisode, EnvironmentTurn, RewardResult
@@ -78,19 +78,19 @@ class Scorer:
 
     def _score_one(self, example: TaskExample, episode: EnvironmentEpisode) -> Reward:
         environment = self._environment
-        hook = overridden(environment, "score_episode")
+        own = overridden(environment, "score_episode")
+        hook = own or cast("Callable[..., Any]", environment.score_response)
         try:
-            if hook is not None:
-                result = environment.score_episode(example, episode)
+            if own is not None:
+                result = own(example, episode)
             else:
-                hook = environment.score_response
                 text = environment.normalize_response_text(example, episode.response_text)
-                result = environment.score_response(example, text)
+                result = hook(example, text)
             return self._reward(result, hook)
         except MemoryError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code: a failure is data
-            return Reward(None, error=self._failure(error))
+            return Reward(None, error=self._failure(error, hook))
 
     def _score_batch(
         self,
@@ -103,7 +103,7 @@ class Scorer:
         except MemoryError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code: a failure is data
-            return [Reward(None, error=self._failure(error)) for _ in episodes]
+            return [Reward(None, error=self._failure(error, hook)) for _ in episodes]
         if len(results) != len(episodes):
             count = f"{len(results)} results for {len(episodes)} episodes"
             return [Reward(None, error=f"{defined_at(hook)}: returned {count}") for _ in episodes]
@@ -113,10 +113,11 @@ class Scorer:
         try:
             return self._reward(result, hook)
         except Exception as error:  # noqa: BLE001 - a result whose own properties raise
-            return Reward(None, error=self._failure(error))
+            return Reward(None, error=self._failure(error, hook))
 
-    def _failure(self, error: BaseException) -> str:
-        return f"{place_of(error, self._package.folder)}: {describe(error, self._package)}"
+    def _failure(self, error: BaseException, hook: Callable[..., Any]) -> str:
+        place = place_of(error, self._package.folder, hook)
+        return f"{place}: {describe(error, self._package)}"
 
     def _reward(self, result: object, hook: Callable[..., Any]) -> Reward:
         if not isinstance(result, RewardResult):

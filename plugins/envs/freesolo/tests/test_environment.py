@@ -1,0 +1,509 @@
+"""An SDK environment behind Flash's contract: rows, interaction, gold, scoring, suites."""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from textwrap import dedent
+
+import pytest
+from flash_env_freesolo.loader import FreesoloLoader
+
+from flash.api import Environment, EnvironmentFault, Episode, Reward
+
+SINGLE = """
+    from freesolo.environments import EnvironmentSingleTurn, RewardMetric, RewardResult
+
+    class Env(EnvironmentSingleTurn):
+        def build_prompt_messages(self, example, prompt_text):
+            return [{"role": "user", "content": example.input}]
+
+        def score_response(self, example, response_text):
+            right = response_text == example.output
+            return RewardResult(
+                float(right), success=right, reason="compared", metadata={"seen": response_text},
+                metrics=(
+                    RewardMetric("exact", score=float(right)),
+                    RewardMetric("ok", success=right),
+                ),
+            )
+
+    def load_environment(**params):
+        env = Env()
+        env.params = params
+        return env
+"""
+
+MULTI = """
+    from freesolo.environments import EnvironmentMultiTurn, EnvironmentStepResult, RewardResult
+
+    class Env(EnvironmentMultiTurn):
+        def start_episode(self, example, prompt_text):
+            return [{"role": "user", "content": "guess 0-9"}]
+
+        def max_episode_turns(self, example):
+            return 3
+
+        def step_episode(self, example, messages, assistant_response):
+            assert messages[-1]["content"] == assistant_response
+            if assistant_response == example.output:
+                return EnvironmentStepResult(True, final_response_text="won", metadata={"n": 1})
+            return EnvironmentStepResult(
+                done=False, messages=({"role": "user", "content": "no"},)
+            )
+
+        def score_episode(self, example, episode):
+            turns = [turn.content for turn in episode.turns if turn.role == "assistant"]
+            return RewardResult(1.0 / len(turns), reason=episode.response_text, success=True)
+
+    def load_environment():
+        return Env()
+"""
+
+
+class Context:
+    """The part of a plugin's context that loading uses."""
+
+    def __init__(self):
+        self.notices = []
+        self.log = self
+
+    def warning(self, message):
+        self.notices.append(message)
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Write an environment's files and load it."""
+
+    def build(source, files=None, *, split="train", context=None, **params):
+        files = (
+            {"dataset/train.jsonl": '{"input": "2+2", "output": "4"}'} if files is None else files
+        )
+        for path, text in {"environment.py": dedent(source), **files}.items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(text)
+        return FreesoloLoader(context or Context()).load(tmp_path, params=params, split=split)
+
+    return build
+
+
+def answer(text, **more):
+    return Episode(messages=({"role": "assistant", "content": text},), completion=text, **more)
+
+
+def test_it_is_an_environment(build):
+    assert isinstance(build(SINGLE), Environment)
+
+
+def test_rows_become_tasks_with_positional_ids(build):
+    rows = '{"input": "a", "id": "mine", "metadata": {"k": 1}}\n\n"b"\n{"input": {"x": 1}}\n'
+    tasks = build(SINGLE, {"dataset/train.jsonl": rows}).tasks("train")
+
+    assert [task.id for task in tasks] == ["example_000000", "example_000001", "example_000002"]
+    assert [task.input for task in tasks] == ["a", "b", '{\n  "x": 1\n}']
+    assert tasks[0].metadata == {"k": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("train.jsonl", '{"input": "a"}\n{"input": "b"}'),
+        ("train.json", '["a", {"input": "b"}]'),
+        ("train.json", '{"data": ["a", "b"]}'),
+        ("train.csv", "input,output\na,x\nb,y\n"),
+        ("train.txt", "a\n\n  b\n"),
+    ],
+)
+def test_every_format_is_read(build, name, text):
+    tasks = build(SINGLE, {f"dataset/{name}": text}).tasks("train")
+
+    assert [task.input for task in tasks] == ["a", "b"]
+
+
+def test_a_line_separator_inside_a_json_string_does_not_end_the_row(build):
+    (task,) = build(SINGLE, {"dataset/train.jsonl": '{"input": "a\u2028b"}'}).tasks("train")
+
+    assert task.input == "a\u2028b"
+
+
+def test_splits_are_listed_with_train_first(build):
+    files = {"dataset/eval.jsonl": '"a"', "dataset/train.csv": "input\na", "dataset/README.txt": ""}
+
+    assert build(SINGLE, files).splits() == ("train", "eval")
+
+
+def test_a_missing_split_is_an_error_that_lists_the_others(build):
+    environment = build(SINGLE)
+
+    with pytest.raises(EnvironmentFault, match='no split "test"; there is train') as caught:
+        environment.tasks("test")
+    assert "dataset/test.jsonl" in caught.value.hint
+
+
+def test_loading_for_a_missing_split_fails_at_once(build):
+    with pytest.raises(EnvironmentFault, match='no split "test"'):
+        build(SINGLE, split="test")
+
+
+def test_the_old_folder_is_read_with_one_notice(build):
+    context = Context()
+    environment = build(SINGLE, {"datasets/train.jsonl": '"a"\n"b"'}, context=context)
+
+    assert len(environment.tasks("train")) == 2
+    assert context.notices == ["datasets/ is an old spelling; rename it to dataset/"]
+
+
+def test_of_two_files_of_one_split_the_second_is_named_as_not_read(build):
+    context = Context()
+    files = {"dataset/train.jsonl": '"a"', "dataset/train.csv": "input\nb\nc"}
+    environment = build(SINGLE, files, context=context)
+
+    assert [task.input for task in environment.tasks("train")] == ["a"]
+    assert context.notices == [
+        "dataset/train.csv is not read: dataset/train.jsonl is the same split"
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        '["a", {"input": "b", "output": "y"}]',
+        'load_dataset([{"input": "a"}, {"input": "b"}])',
+        'load_dataset([{"input": "a"}, {"input": "b"}]).examples',
+        '({"input": text} for text in "ab")',
+    ],
+)
+@pytest.mark.parametrize("attribute", ["dataset", "examples"])
+def test_rows_in_code_are_the_training_split_where_no_file_is(build, rows, attribute):
+    source = dedent(SINGLE) + dedent(f"""
+        from freesolo.datasets import load_dataset
+        def load_environment():
+            env = Env()
+            env.{attribute} = {rows}
+            return env
+    """)
+    environment = build(source, {})
+
+    assert [task.input for task in environment.tasks("train")] == ["a", "b"]
+    assert environment.splits() == ("train",)
+    with pytest.raises(EnvironmentFault, match='no split "test"'):
+        environment.tasks("test")
+
+
+def test_rows_in_code_belong_to_the_split_that_the_factory_was_given(build):
+    source = dedent(SINGLE) + dedent("""
+        def load_environment(split="train"):
+            env = Env()
+            env.dataset = [split + " row"]
+            return env
+    """)
+
+    assert build(source, {}, split="test").tasks("test")[0].input == "test row"
+
+
+def test_records_in_the_params_replace_the_packaged_rows(build):
+    environment = build(SINGLE, records=["x", {"input": "y"}])
+
+    assert [task.input for task in environment.tasks("train")] == ["x", "y"]
+
+
+@pytest.mark.parametrize("path", ["other/rows.jsonl", "other"])
+def test_dataset_path_names_a_file_or_a_folder(build, path):
+    files = {"dataset/train.jsonl": '"a"', "other/rows.jsonl": '"x"', "other/train.jsonl": '"x"'}
+
+    assert build(SINGLE, files, dataset_path=path).tasks("train")[0].input == "x"
+
+
+@pytest.mark.parametrize("path", ["../secrets.jsonl", "/etc/passwd"])
+def test_dataset_path_stays_in_the_folder(build, path):
+    with pytest.raises(EnvironmentFault, match="outside"):
+        build(SINGLE, dataset_path=path)
+
+
+def test_params_reach_the_factory(build):
+    environment = build(SINGLE, level=3, contract_text="be brief")
+
+    assert environment._sdk.params == {"level": 3, "contract_text": "be brief"}
+
+
+@pytest.mark.parametrize(
+    ("files", "params"),
+    [
+        ({}, {"contract_text": "be brief"}),
+        ({"TRAINING_CONTRACT.md": "be brief\n"}, {}),
+        ({"docs/rules.md": "be brief"}, {"contract_path": "docs/rules.md"}),
+    ],
+)
+def test_the_contract_becomes_the_system_message(build, files, params):
+    environment = build(SINGLE, {"dataset/train.jsonl": '"a"', **files}, **params)
+
+    assert environment.start(environment.tasks("train")[0]) == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "a"},
+    ]
+
+
+def test_a_single_turn_episode(build):
+    environment = build(SINGLE)
+    (task,) = environment.tasks("train")
+    opening = environment.start(task)
+    step = environment.step(task, [*opening, {"role": "assistant", "content": "4"}], "4")
+
+    assert opening == [{"role": "user", "content": "2+2"}]
+    assert environment.max_turns(task) == 1
+    assert (step.done, step.messages, step.final_text) == (True, (), None)
+    assert environment.target(task) == [{"role": "assistant", "content": "4"}]
+
+
+def test_a_multi_turn_episode(build):
+    environment = build(MULTI, {"dataset/train.jsonl": '{"input": "x", "output": "7"}'})
+    (task,) = environment.tasks("train")
+    messages = environment.start(task)
+    for action in ("3", "7"):
+        messages.append({"role": "assistant", "content": action})
+        step = environment.step(task, messages, action)
+        messages += step.messages
+    (reward,) = environment.score(task, [Episode(tuple(messages), step.final_text)])
+
+    assert environment.max_turns(task) == 3
+    assert step.done
+    assert step.metadata == {"n": 1}
+    assert (reward.score, reward.reason) == (0.5, "won")
+
+
+def test_multi_turn_targets_keep_tool_calls(build):
+    gold = (
+        '[{"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]},'
+        ' {"role": "tool", "content": "4", "tool_call_id": "1"},'
+        ' {"role": "assistant", "content": "4"}]'
+    )
+    rows = f'{{"input": "2+2", "output": {gold}, "tools": [{{"type": "function"}}]}}'
+    environment = build(SINGLE, {"dataset/train.jsonl": rows})
+    (task,) = environment.tasks("train")
+    target = environment.target(task)
+
+    assert [message["role"] for message in target] == ["assistant", "tool", "assistant"]
+    assert target[0]["tool_calls"] == [{"id": "1"}]
+    assert environment.tools(task) == [{"type": "function"}]
+
+
+def test_a_row_without_output_has_no_target_and_no_tools(build):
+    environment = build(SINGLE, {"dataset/train.jsonl": '"a"'})
+    (task,) = environment.tasks("train")
+
+    assert environment.target(task) is None
+    assert environment.tools(task) is None
+
+
+def test_an_own_sft_completion_is_used(build):
+    source = dedent(SINGLE) + dedent("""
+        def gold(self, example):
+            return [{"role": "assistant", "content": "made"}]
+        Env.sft_completion = gold
+    """)
+    environment = build(source, {"dataset/train.jsonl": '"a"'})
+
+    assert environment.target(environment.tasks("train")[0])[0]["content"] == "made"
+
+
+def test_scores_metrics_success_and_metadata_come_through(build):
+    environment = build(SINGLE)
+    rewards = environment.score(environment.tasks("train")[0], [answer("4"), answer("5")])
+
+    assert rewards == [
+        Reward(
+            float(right),
+            success=right,
+            metrics={"exact": float(right), "ok": float(right)},
+            reason="compared",
+            metadata={"seen": text},
+        )
+        for text, right in (("4", True), ("5", False))
+    ]
+
+
+def test_scorers_see_the_thinking_beside_the_graded_text(build):
+    source = SINGLE.replace('"compared"', '"|".join((response_text.thinking, response_text.raw))')
+    environment = build(source)
+    episode = answer("4", thinking="add", raw="<think>add</think>4")
+    (reward,) = environment.score(environment.tasks("train")[0], [episode])
+
+    assert reward.score == 1.0
+    assert reward.reason == "add|<think>add</think>4"
+
+
+FAILING = """
+    from freesolo.environments import EnvironmentSingleTurn, RewardMetric, RewardResult
+
+    class Env(EnvironmentSingleTurn):
+        def build_prompt_messages(self, example, prompt_text):
+            return [{"role": "user", "content": example.input}]
+
+        def score_response(self, example, response_text):
+            if response_text == "raise":
+                raise ValueError("no verdict")
+            if response_text == "exit":
+                raise SystemExit(3)
+            if response_text == "nan":
+                return RewardResult(float("nan"))
+            if response_text == "none":
+                return RewardResult(None)
+            if response_text == "error":
+                return RewardResult(0.0, error="judge is down", reason="HTTP 503")
+            if response_text == "float":
+                return 0.5
+            return RewardResult(1.0, metrics=(RewardMetric("odd", value="x"),))
+
+    def load_environment():
+        return Env()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("raise", r"environment\.py:10: ValueError: no verdict"),
+        ("exit", r"environment\.py:12: SystemExit: 3"),
+        ("nan", r"environment\.py:8: the score is nan"),
+        ("none", r"environment\.py:8: the score is None"),
+        ("error", "^judge is down$"),
+        ("float", r"environment\.py:8: returned float, not RewardResult"),
+    ],
+)
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_a_failed_scoring_is_data_and_leaves_its_neighbours_alone(build, text, error, concurrency):
+    environment = build(FAILING + f"\n    Env.max_score_concurrency = {concurrency}\n")
+    rewards = environment.score(environment.tasks("train")[0], [answer("a"), answer(text)])
+
+    assert rewards[0].score == 1.0
+    assert rewards[1].score is None
+    assert not rewards[1].success
+    assert re.search(error, rewards[1].error)
+
+
+def test_a_metric_without_a_number_is_named_not_dropped(build):
+    environment = build(FAILING)
+    (reward,) = environment.score(environment.tasks("train")[0], [answer("a")])
+
+    assert reward.metrics == {}
+    assert reward.metadata == {"metrics_without_number": ["odd"]}
+
+
+BATCH = """
+    from freesolo.environments import EnvironmentSingleTurn, RewardResult
+
+    class Env(EnvironmentSingleTurn):
+        def build_prompt_messages(self, example, prompt_text):
+            return [{"role": "user", "content": example.input}]
+        def score_response(self, example, response_text):
+            raise AssertionError("the batch hook scores")
+        def score_responses(self, example, response_texts):
+            if "short" in response_texts:
+                return []
+            if "raise" in response_texts:
+                raise RuntimeError("batch failed")
+            return [RewardResult(float(len(response_texts))) for _ in response_texts]
+
+    def load_environment():
+        return Env()
+"""
+
+
+def test_an_own_batch_hook_gets_the_whole_batch(build):
+    environment = build(BATCH)
+    rewards = environment.score(environment.tasks("train")[0], [answer("a"), answer("b")])
+
+    assert [reward.score for reward in rewards] == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "error"), [("short", "returned 0 results for 2"), ("raise", "batch failed")]
+)
+def test_a_batch_that_fails_fails_for_each_episode(build, text, error):
+    environment = build(BATCH)
+    rewards = environment.score(environment.tasks("train")[0], [answer("a"), answer(text)])
+
+    assert [reward.score for reward in rewards] == [None, None]
+    assert all(error in reward.error for reward in rewards)
+
+
+CONCURRENT = """
+    import threading
+    from freesolo.environments import EnvironmentSingleTurn, RewardResult
+
+    class Env(EnvironmentSingleTurn):
+        max_score_concurrency = 3
+        def build_prompt_messages(self, example, prompt_text):
+            return [{"role": "user", "content": example.input}]
+        def score_response(self, example, response_text):
+            meet.wait(timeout=20)
+            return RewardResult(1.0, reason=threading.current_thread().name)
+
+    meet = threading.Barrier(3)
+    def load_environment():
+        return Env()
+"""
+
+
+def test_scoring_runs_at_the_environments_own_concurrency(build):
+    environment = build(CONCURRENT)
+    rewards = environment.score(environment.tasks("train")[0], [answer("a")] * 6)
+
+    assert environment.max_score_concurrency == 3
+    assert [reward.error for reward in rewards] == [None] * 6
+    assert len({reward.reason for reward in rewards}) == 3
+
+
+def test_a_scorer_that_is_not_thread_safe_stays_on_the_callers_thread(build):
+    source = CONCURRENT.replace("meet.wait(timeout=20)", "pass") + (
+        "\n    Env.reward_thread_safe = False\n"
+    )
+    environment = build(source)
+    rewards = environment.score(environment.tasks("train")[0], [answer("a")] * 3)
+
+    assert environment.max_score_concurrency == 1
+    assert {reward.reason for reward in rewards} == {threading.current_thread().name}
+
+
+EVALUATIONS = """
+from environment import load_environment
+from freesolo.datasets import load_dataset
+from freesolo.environments import EnvironmentEvalSuite
+def load_evaluations():
+    cases = load_dataset([{"input": "1+1", "output": "2"}]).examples
+    return [EnvironmentEvalSuite(load_environment(), cases, name="held out")]
+"""
+
+
+def test_evaluation_suites_import_beside_the_environment(build):
+    files = {"dataset/train.jsonl": '"a"', "evaluations.py": EVALUATIONS}
+    (suite,) = build(SINGLE, files).suites()
+
+    assert suite.name == "held out"
+    assert [suite.score(case, "2").score for case in suite.cases()] == [1.0]
+
+
+def test_without_evaluations_there_are_no_suites(build):
+    assert build(SINGLE).suites() == []
+
+
+def test_evaluations_that_are_no_suites_are_refused(build):
+    files = {"dataset/train.jsonl": '"a"', "evaluations.py": "EVALUATIONS = [1]"}
+
+    with pytest.raises(EnvironmentFault, match="int is not an EvalSuite"):
+        build(SINGLE, files).suites()
+
+
+def test_numbers_of_other_libraries_are_scores(build):
+    import numpy as np
+
+    source = FAILING.replace(
+        "return 0.5", "import numpy\n                return RewardResult(numpy.float32(0.5))"
+    )
+    environment = build(source)
+    (reward,) = environment.score(environment.tasks("train")[0], [answer("float")])
+
+    assert math.isclose(reward.score, float(np.float32(0.5)))
+    assert type(reward.score) is float
