@@ -82,6 +82,12 @@ class Plugin:
         return f"{self.name} ({self.distribution} {self.version})"
 
     @property
+    def verdict(self) -> str:
+        """What is wrong with it, in a sentence; for a plugin that is not `ok`."""
+        state = "in conflict" if self.state == "conflict" else self.state
+        return f"{self.label} is {state}: {self.reason}"
+
+    @property
     def selector(self) -> str:
         """`name@distribution`, which names this plugin even where another has its name."""
         return f"{self.name}@{self.distribution}"

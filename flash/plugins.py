@@ -151,8 +151,8 @@ class PluginHost:
             return owner
         for plugin in self._plugins:
             if plugin.state != "ok" and _would_provide(plugin, kind, name):
-                message = f'the {kind} "{name}" cannot be used: plugin {plugin.label} is '
-                raise PluginError(f"{message}{plugin.state}: {plugin.reason}", hint=plugin.hint)
+                message = f'the {kind} "{name}" cannot be used: plugin {plugin.verdict}'
+                raise PluginError(message, hint=plugin.hint)
         installed = list(self.all(kind))
         message = f'unknown {kind} "{name}"{did_you_mean(name, installed)}'
         listed = f"installed: {', '.join(installed)}" if installed else f"no {kind} is installed"
@@ -171,8 +171,8 @@ class PluginHost:
         for plugin in self._implementing("flash_review_plan"):
             try:
                 with boundary(plugin.name, "flash_review_plan"):
-                    (answer,) = plugin.hooks.flash_review_plan(plan=plan) or ([],)
-                    problems += _checked_problems(answer)
+                    for answer in plugin.hooks.flash_review_plan(plan=plan):
+                        problems += _checked_problems(answer)
             except FlashError as error:
                 problems.append(Problem(path="", message=error.message, hint=error.hint))
         return problems
@@ -252,11 +252,17 @@ def _same_record(plugins: Sequence[Plugin]) -> list[Plugin]:
                 providing[kind, name].append(plugin)
     result = []
     for plugin in plugins:
-        for (kind, name), owners in providing.items():
-            if plugin in owners and len(owners) > 1:
-                others = [owner for owner in owners if owner is not plugin]
-                result.append(_in_conflict(plugin, f'also provides the {kind} "{name}"', others))
-                break
+        shared = [
+            (f'the {kind} "{name}"', other)
+            for (kind, name), owners in providing.items()
+            if plugin in owners
+            for other in owners
+            if other is not plugin
+        ]
+        if shared:
+            records, rivals = (list(dict.fromkeys(column)) for column in zip(*shared, strict=True))
+            claim = f"also provide{'s' if len(rivals) == 1 else ''} {' and '.join(records)}"
+            result.append(_in_conflict(plugin, claim, rivals))
         else:
             result.append(plugin)
     return result
@@ -271,7 +277,7 @@ def _in_conflict(plugin: Plugin, claim: str, others: Sequence[Plugin]) -> Plugin
         state="conflict",
         reason=f"{rivals} {claim}",
         hint=f"to keep {plugin.distribution}, write in config.toml: "
-        f"[plugins] disable = [{line}]; or uninstall the other",
+        f"[plugins] disable = [{line}]; or uninstall what you do not want",
     )
 
 

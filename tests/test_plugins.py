@@ -327,6 +327,23 @@ def test_the_hint_of_a_record_conflict_settles_it(shell, listed):
     assert states == {"flash-left": "disabled", "flash-right": "ok"}
 
 
+def test_a_plugin_in_conflict_with_several_names_them_all(tmp_path, monkeypatch):
+    """And its one line settles all of it."""
+    wide = plugin("wide", sinks("a", "b", "c"))
+    rivals = [plugin("narrow-a", sinks("a")), plugin("narrow-b", sinks("b"))]
+    monkeypatch.syspath_prepend(str(install([wide, *rivals], tmp_path)))
+
+    host = PluginHost.load(allowed=PluginList(("wide", "narrow-a", "narrow-b"), "the test"))
+    (found,) = [status for status in host.statuses() if status.name == "wide"]
+
+    assert found.reason == (
+        'flash-narrow-a 1.0 and flash-narrow-b 1.0 also provide the sink "a" and the sink "b"'
+    )
+    assert 'disable = ["narrow-a@flash-narrow-a", "narrow-b@flash-narrow-b"]' in found.hint
+    with pytest.raises(PluginError, match="plugin wide"):
+        host.get("sink", "c")
+
+
 def test_the_environment_variable_disables_and_is_named_as_the_reason(shell):
     answer = shell.flash("plugins", "--json", FLASH_DISABLE_PLUGINS="fine, left")
     states = {s["name"]: s for s in json.loads(answer.stdout)}
@@ -414,8 +431,8 @@ def test_an_unknown_name_of_a_known_distribution_gives_the_install_line():
     [
         (["raises"], "sink", "raises", "plugin raises (flash-raises 1.0) is broken: flash_reg"),
         (["old"], "sink", "old", "is incompatible: it needs flash-core>=99"),
-        (["twin"], "sink", "twin", "is conflict: flash-twin-b 1.0 also claims the name"),
-        (["left", "right"], "sink", "shared", "is conflict: flash-right 1.0 also provides"),
+        (["twin"], "sink", "twin", "is in conflict: flash-twin-b 1.0 also claims the name"),
+        (["left", "right"], "sink", "shared", "is in conflict: flash-right 1.0 also provides"),
         (["fine"], "sink", "left", "is disabled: not among the test"),
     ],
 )

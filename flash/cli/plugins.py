@@ -104,9 +104,9 @@ def _print(found: list[Plugin]) -> None:
     )
     for plugin in found:
         if plugin.state == "disabled":
-            note(f"{plugin.label} is disabled: {plugin.reason}")
+            note(plugin.verdict)
         elif plugin.state != "ok":
-            warn(f"{plugin.label} is {plugin.state}: {plugin.reason}", hint=plugin.hint)
+            warn(plugin.verdict, hint=plugin.hint)
         if plugin.load_s is not None and plugin.load_s > SLOW_S:
             warn(
                 f"{plugin.label} took {plugin.load_s:.1f} s to load and slows every command",
