@@ -1,0 +1,39 @@
+"""`flash cancel`: stop a run and keep its checkpoints."""
+
+from __future__ import annotations
+
+import click
+
+from flash.cli.app import App, pass_app
+from flash.cli.follow import FINAL
+from flash.cli.output import out, print_json
+
+
+@click.command()
+@click.argument("run")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@pass_app
+def cancel(app: App, run: str, *, as_json: bool) -> None:
+    """
+    Stop RUN and keep its checkpoints.
+
+    The worker is asked to save a checkpoint and stop; it is killed with all it started when it
+    does not. Cancelling a run that has ended changes nothing.
+    """
+    from flash.plane.plane import Plane
+
+    plane = Plane(app.home, app.host)
+    before = plane.find(run)
+    if before.state not in FINAL:
+        plane.cancel(before.id)
+    after = plane.run(before.id)
+    if as_json:
+        print_json(
+            {"run": after.id, "state": after.state, "cancel_requested": before.state not in FINAL}
+        )
+    elif before.state in FINAL:
+        out(f"{before.id} has ended already: {before.state}")
+    elif after.state in FINAL:
+        out(f"{after.id} {after.state}")
+    else:
+        out(f"{after.id} is being stopped; flash status {after.id} --follow shows it end")

@@ -1,0 +1,94 @@
+"""Events fold into what a user wants to know."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flash.cli.progress import Progress, duration, metric_line
+from flash.plane.tail import EventTail
+from flash.values import Event
+from flash.worker.reporter import EventReporter
+
+
+def metric(step, loss, **more):
+    return (1, Event("metric", 0.0, {"step": step, "total": 10, "loss": loss, **more}))
+
+
+def test_progress_keeps_the_last_numbers_and_the_curve():
+    progress = Progress()
+
+    progress.take([(1, Event("phase", 0.0, {"name": "train"})), metric(1, 3.0), metric(2, 2.0)])
+
+    assert (progress.phase, progress.step, progress.total) == ("train", 2, 10)
+    assert progress.metrics == {"loss": 2.0}
+    assert progress.losses == {1: 3.0, 2: 2.0}
+
+
+def test_a_step_that_a_later_attempt_repeats_is_overwritten():
+    progress = Progress()
+
+    progress.take([metric(1, 3.0), metric(2, 9.0), metric(2, 2.0)])
+
+    assert progress.losses == {1: 3.0, 2: 2.0}
+
+
+def test_a_loss_that_is_no_number_does_not_break_the_curve():
+    progress = Progress()
+
+    progress.take([metric(1, 3.0), metric(2, None)])
+
+    assert progress.losses == {1: 3.0}
+    assert "loss" not in metric_line(progress)
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6), max_size=200),
+    st.integers(0, 80),
+)
+def test_a_sparkline_has_at_most_its_width_and_spans_the_bars(losses, width):
+    progress = Progress(losses=dict(enumerate(losses)))
+
+    line = progress.sparkline(width)
+
+    assert len(line) == min(width, len(losses))
+    if len(set(losses)) > 1 and width >= len(losses):
+        assert {"▁", "█"} <= set(line)
+
+
+def test_durations_read_as_people_say_them():
+    assert [duration(value) for value in (0.4, 59.4, 61, 3600, 7500)] == [
+        "0 s",
+        "59 s",
+        "1 min 1 s",
+        "1 h 0 min",
+        "2 h 5 min",
+    ]
+
+
+def test_the_tail_hands_out_each_event_once_over_all_attempts(tmp_path):
+    tail = EventTail(tmp_path)
+    assert tail.read() == []
+    first = EventReporter(tmp_path / "attempts" / "1" / "events.jsonl")
+    first.phase("model")
+
+    assert [(attempt, event.data) for attempt, event in tail.read()] == [(1, {"name": "model"})]
+    assert tail.read() == []
+
+    first.phase("train")
+    first.close()
+    EventReporter(tmp_path / "attempts" / "2" / "events.jsonl").phase("again")
+    assert [(attempt, event.data["name"]) for attempt, event in tail.read()] == [
+        (1, "train"),
+        (2, "again"),
+    ]
+
+
+def test_a_line_still_being_written_waits_for_its_end(tmp_path):
+    path = tmp_path / "attempts" / "1" / "events.jsonl"
+    path.parent.mkdir(parents=True)
+    tail = EventTail(tmp_path)
+    line = '{"type": "phase", "time_s": 1.0, "name": "train"}\n'
+
+    path.write_text(line[:20])
+    assert tail.read() == []
+    path.write_text(line)
+    assert [event.data["name"] for _, event in tail.read()] == ["train"]
