@@ -1,0 +1,1 @@
+"""The control plane as a library: run records, their state machine, supervision."""

@@ -1,0 +1,210 @@
+"""
+The embedded plane's database: one SQLite file, migrated when it is opened.
+
+Writers take their turn (`BEGIN IMMEDIATE`, 30 s of patience), readers never wait (WAL), and a
+commit has reached the disk when it returns (`synchronous = FULL`), so what was submitted survives
+a power cut. Every failure is a `StoreError` that names the file; the runs' stores stay as they
+are and usable whatever happens to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from flash.errors import StoreError
+from flash.files import store_error
+from flash.plane.lock import locked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HEAD = "0001"
+"""The newest migration, so that opening a database that has it costs no import of Alembic."""
+
+_BUSY_TIMEOUT_S = 30
+_MIGRATIONS = Path(__file__).parent / "migrations"
+# What SQLite's messages begin with or contain -> what to do about it.
+_HINTS = {
+    "full": "free some space; what was committed before is intact",
+    "i/o error": "look after the disk; what was committed before is intact",
+    "locked": "another process holds it; wait for it, or find it with `lsof`",
+    "readonly": "give yourself write access to the file and its folder",
+    "unable to open": "give yourself access to the file and its folder",
+}
+
+metadata = sa.MetaData()
+
+identity = sa.Table(
+    "identity",
+    metadata,
+    # This plane's name in the keys of what it launches; made once.
+    sa.Column("owner", sa.Text, primary_key=True),
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    # The fence of the attempt that may change this row; 0 before the first.
+    sa.Column("fence", sa.Integer, nullable=False, default=0),
+    sa.Column("cancel_requested", sa.Boolean, nullable=False, default=False),
+    # Not launched before this time: the pause between attempts.
+    sa.Column("not_before_s", sa.Float),
+    # Why a queued run waits, in a sentence.
+    sa.Column("waiting", sa.Text),
+    sa.Column("spec", sa.JSON, nullable=False),
+    # The submitting shell's variables that name paths, proxies and devices of this machine.
+    sa.Column("caller", sa.JSON, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("hint", sa.Text),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("updated_s", sa.Float, nullable=False),
+    sa.Column("finished_s", sa.Float),
+)
+
+attempts = sa.Table(
+    "attempts",
+    metadata,
+    # Grows over all runs and is never used twice: a higher fence is a later launch.
+    sa.Column("fence", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("provider", sa.Text, nullable=False),
+    sa.Column("offer", sa.JSON, nullable=False),
+    # What the provider answered to the launch; NULL until it has.
+    sa.Column("ref", sa.JSON(none_as_null=True)),
+    # The outcome that a stop we asked for will have; written before the provider is asked.
+    sa.Column("stopping", sa.Text),
+    sa.Column("outcome", sa.Text),
+    sa.Column("exit_code", sa.Integer),
+    sa.Column("detail", sa.Text),
+    sa.Column("started_s", sa.Float, nullable=False),
+    sa.Column("ended_s", sa.Float),
+    sa.UniqueConstraint("run", "number"),
+    sqlite_autoincrement=True,
+)
+
+
+class Database:
+    """
+    An open database of the newest shape.
+
+    Raises `StoreError` where the file cannot be opened, is damaged, or is of a newer Flash.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise store_error("open", path, error) from error
+        self._engine = sa.create_engine(f"sqlite:///{path}")
+        sa.event.listen(self._engine, "connect", _on_connect)
+        sa.event.listen(self._engine, "begin", _on_begin)
+        try:
+            if self._revision() != HEAD:
+                with locked(path.with_name(f"{path.name}.lock")):
+                    self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close every connection; the object is of no use after."""
+        self._engine.dispose()
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """Give a connection that sees one state of the database."""
+        with self._explained(), self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """Give a connection of which nobody else writes meanwhile; commits unless it raises."""
+        with self._explained(), self._engine.connect() as connection:
+            options = connection.execution_options(flash_begin="BEGIN IMMEDIATE")
+            with options.begin():
+                yield options
+
+    def _revision(self) -> str | None:
+        """Return the migration that the file has, or None for an empty file."""
+        with self.reading() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            found = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+            return None if found is None else str(found)
+
+    def _migrate(self) -> None:
+        """Bring the file to `HEAD`; the caller holds the lock. All migrations apply, or none."""
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util.exc import CommandError
+
+        # Kept by the file, so once is enough; it cannot be changed inside a transaction.
+        with self._explained(), self._engine.connect() as connection:
+            raw: Any = connection.connection.dbapi_connection
+            raw.execute("PRAGMA journal_mode = WAL")
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        try:
+            with self.writing() as connection:
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        except CommandError as error:
+            found = self._revision()
+            raise StoreError(
+                f"{self.path} was written by a newer Flash (its migration is {found}; "
+                f"this one knows up to {HEAD})",
+                hint=f"upgrade flash-core, or {_set_aside(self.path)}",
+            ) from error
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.IntegrityError:
+            raise  # a question of the records, not of the file
+        except sa.exc.DatabaseError as error:
+            raise self._explain(error) from error
+
+    def _explain(self, error: sa.exc.DatabaseError) -> StoreError:
+        said = str(error.orig)
+        code = getattr(error.orig, "sqlite_errorname", "")
+        if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return StoreError(
+                f"{self.path} is damaged: {said}", hint=f"to start afresh, {_set_aside(self.path)}"
+            )
+        hint = next((hint for words, hint in _HINTS.items() if words in said.lower()), None)
+        return StoreError(f"{self.path}: {said}", hint=hint)
+
+
+def _set_aside(path: Path) -> str:
+    files = f"{shlex.quote(str(path))}*"
+    return (
+        f'move it away: for f in {files}; do mv "$f" "$f.old"; done; '
+        f"stores, checkpoints and adapters in {path.parent / 'runs'} stay"
+    )
+
+
+def _on_connect(connection: Any, _: object) -> None:
+    # Python's sqlite3 would begin transactions by itself, and too late; `_on_begin` does it.
+    connection.isolation_level = None
+    for pragma in (
+        f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}",
+        "foreign_keys = ON",
+        "synchronous = FULL",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _on_begin(connection: sa.Connection) -> None:
+    connection.exec_driver_sql(connection.get_execution_options().get("flash_begin", "BEGIN"))

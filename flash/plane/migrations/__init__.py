@@ -1,0 +1,1 @@
+"""Alembic migrations of the plane's database; see `flash.plane.database`."""

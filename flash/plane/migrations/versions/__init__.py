@@ -1,0 +1,1 @@
+"""One module a migration; `HEAD` in `flash.plane.database` names the newest."""
