@@ -240,12 +240,16 @@ def find_record(
     host: PluginHost, kind: str, name: str, path: str
 ) -> tuple[Any | None, list[Problem]]:
     """Return the record, or the problem that says why it cannot be had and whose fault that is."""
-    fault: Literal["spec", "plugin"]
     try:
         return host.get(kind, name), []
     except FlashError as error:
-        fault = "plugin" if isinstance(error, PluginError) else "spec"
-        return None, [Problem(path, error.message, error.hint, fault=fault)]
+        return None, [blamed(path, error)]
+
+
+def blamed(path: str, error: FlashError) -> Problem:
+    """Return an error as the problem of the value at `path`, with whose fault it is."""
+    fault: Literal["spec", "plugin"] = "plugin" if isinstance(error, PluginError) else "spec"
+    return Problem(path, error.message, error.hint, fault=fault)
 
 
 def misplaced_keys(

@@ -121,7 +121,11 @@ class Reader:
 
 
 def _strict_converter() -> Converter:
-    converter = Converter(forbid_extra_keys=True, detailed_validation=True)
+    converter = Converter(
+        forbid_extra_keys=True,
+        detailed_validation=True,
+        unstruct_collection_overrides={tuple: list},
+    )
     for kind, hook in (
         (bool, _boolean),
         (int, _integer),

@@ -1,0 +1,135 @@
+"""The job: the frozen manifest that a worker executes, `job.json` in the run's store."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from flash import __version__
+from flash.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flash.plan import Plan
+    from flash.plugins import PluginHost
+
+FORMAT: Final = 1
+
+
+@attrs.frozen(kw_only=True)
+class Job:
+    """
+    Everything that decides what a run does, and no secret.
+
+    Attributes:
+        run: the run's id.
+        spec: the resolved spec as plain data.
+        plugins: `kind/name` -> distribution and version, of each plugin that takes part.
+        algorithm: import string of the worker entry.
+        environment: plugin, reference, revision and digest of the snapshot.
+        model: id, and the plugin that brings it.
+        provider: names of the places where it may run, in order.
+        sinks: names of the sinks.
+        steps: optimizer steps, where they can be known before the rows are loaded.
+        secrets: names of the secrets that the worker is given.
+        warm_start: reference and folder of the adapter to start from, or None.
+        flash: the version that wrote this.
+        format: of this file; a newer one is refused.
+
+    """
+
+    run: str
+    spec: dict[str, Any]
+    plugins: dict[str, dict[str, str]]
+    algorithm: str
+    environment: dict[str, str | None]
+    model: dict[str, str]
+    provider: tuple[str, ...]
+    sinks: tuple[str, ...]
+    steps: int | None
+    secrets: tuple[str, ...]
+    warm_start: dict[str, str] | None
+    flash: str = __version__
+    format: int = FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data; `from_dict` gives the job back."""
+        data = attrs.asdict(self, recurse=False)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in data.items()}
+
+    def to_json(self) -> bytes:
+        """Return the file's content: the same bytes for the same job."""
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        return f"{text}\n".encode()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Job:
+        """
+        Read what `to_dict` wrote.
+
+        Raises `StoreError` for another format and for data that is not a job's.
+        """
+        # cattrs is not wanted where a job is only built.
+        from flash.spec.strict import Reader
+
+        number = data.get("format") if isinstance(data, dict) else None
+        if isinstance(number, int) and number > FORMAT:
+            raise StoreError(
+                f"the job was written by a newer Flash ({data.get('flash')}) in format {number}; "
+                f"this one reads format {FORMAT}",
+                hint="upgrade flash-core here",
+            )
+        job, problems = Reader().read(cls, data, ())
+        if problems:
+            listed = "; ".join(map(str, problems))
+            raise StoreError(f"job.json is damaged: {listed}", hint="submit the run again")
+        result: Job = job
+        return result
+
+
+def make_job(plan: Plan, host: PluginHost, *, run: str, digest: str) -> Job:
+    """
+    Freeze a plan without errors into the job of `run`; `digest` is the environment snapshot's.
+
+    Raises `SpecError` for a plan that cannot be submitted.
+    """
+    from flash.spec.model import spec_to_dict
+
+    spec = plan.check()
+    if plan.model is None or plan.environment is None:
+        message = "a plan without errors names its model and its environment"
+        raise AssertionError(message)
+    taking_part = [
+        ("algorithm", spec.algorithm),
+        ("environment", plan.environment.plugin),
+        ("model", plan.model.plugin),
+        *(("provider", name) for name in plan.providers),
+        *(("reward", name) for name in spec.reward),
+        *(("sink", name) for name in spec.sink),
+    ]
+    owners = {f"{kind}/{name}": host.owner(kind, name) for kind, name in taking_part}
+    adapter = plan.warm_start
+    return Job(
+        run=run,
+        spec=spec_to_dict(spec),
+        plugins={
+            key: {"distribution": owner.distribution, "version": owner.version}
+            for key, owner in owners.items()
+        },
+        algorithm=host.get("algorithm", spec.algorithm).worker,
+        environment={
+            "plugin": plan.environment.plugin,
+            "reference": plan.environment.reference,
+            "revision": plan.environment.revision,
+            "digest": digest,
+        },
+        model={"id": plan.model.id, "plugin": plan.model.plugin},
+        provider=tuple(plan.providers),
+        sinks=tuple(spec.sink),
+        steps=plan.need.steps if plan.need else None,
+        secrets=tuple(plan.secrets),
+        warm_start={"ref": adapter.reference, "folder": str(adapter.folder)} if adapter else None,
+    )

@@ -1,0 +1,85 @@
+"""Which plugin brings a base model, and what is known of the model before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from flash.context import plugin_context
+from flash.errors import ModelUnavailable
+from flash.plugins import boundary
+from flash.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from flash.contracts import ModelSource
+    from flash.home import FlashHome
+    from flash.plugins import PluginHost
+    from flash.values import ModelCard
+
+_FOLDERS: Final = ("./", "../", "/", "~")
+
+
+@attrs.frozen
+class ChosenModel:
+    """A model, the plugin that brings it, and its facts where they are known offline."""
+
+    id: str
+    plugin: str
+    card: ModelCard | None
+
+
+def choose_model(reference: str, base: Path, host: PluginHost, home: FlashHome) -> ChosenModel:
+    """
+    Return the model that `reference` names: an id, `<plugin>:<id>`, or a folder below `base`.
+
+    Raises `ModelUnavailable` and `PluginError`; asks no network.
+    """
+    records = host.all("model")
+    plugin, colon, rest = reference.partition(":")
+    forced = plugin if colon and plugin in records else None
+    model = _absolute(rest if forced else reference, base)
+    owner = forced or _owner(model, host)
+    static = next((card for card in records[owner].cards if card.id == model), None)
+    if static is not None:
+        return ChosenModel(model, owner, static)
+    with boundary(owner, "card"):
+        source: ModelSource = records[owner].make(plugin_context(home, owner, {}))
+        return ChosenModel(model, owner, source.card(model))
+
+
+def _absolute(model: str, base: Path) -> str:
+    """Return a folder's absolute path, because the worker starts elsewhere; other ids unchanged."""
+    if not model.startswith(_FOLDERS) and model not in {".", ".."}:
+        return model
+    try:
+        folder = (base / Path(model).expanduser()).resolve()
+        found = folder.is_dir()
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder, endless links
+        message = f'the model folder "{model}" cannot be read: {error}'
+        raise ModelUnavailable(message) from error
+    if not found:
+        raise ModelUnavailable(
+            f"no such model folder: {folder}",
+            hint="a model folder holds config.json, the weights and the tokenizer",
+        )
+    return str(folder)
+
+
+def _owner(model: str, host: PluginHost) -> str:
+    records = host.all("model")
+    for name, record in records.items():
+        if any(card.id == model for card in record.cards):
+            return name
+    for name, record in records.items():
+        with boundary(name, "claims"):
+            if record.claims(model):
+                return name
+    known = [card.id for record in records.values() for card in record.cards]
+    raise ModelUnavailable(
+        f'unknown model "{model}"{did_you_mean(model, known)}',
+        hint=f"`flash models` lists what is known here; model plugins: {', '.join(records)}"
+        if records
+        else "no model plugin is installed: pip install flash-model-hub",
+    )
