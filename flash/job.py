@@ -34,6 +34,7 @@ class Job:
         provider: names of the places where it may run, in order.
         sinks: names of the sinks.
         steps: optimizer steps, where they can be known before the rows are loaded.
+        memory_gib: what a machine must offer; 0 where it is not known.
         secrets: names of the secrets that the worker is given.
         warm_start: reference and folder of the adapter to start from, or None.
         flash: the version that wrote this.
@@ -50,6 +51,7 @@ class Job:
     provider: tuple[str, ...]
     sinks: tuple[str, ...]
     steps: int | None
+    memory_gib: float
     secrets: tuple[str, ...]
     warm_start: dict[str, str] | None
     flash: str = __version__
@@ -130,6 +132,7 @@ def make_job(plan: Plan, host: PluginHost, *, run: str, digest: str) -> Job:
         provider=tuple(plan.providers),
         sinks=tuple(spec.sink),
         steps=plan.need.steps if plan.need else None,
+        memory_gib=plan.need.memory_gib if plan.need else 0.0,
         secrets=tuple(plan.secrets),
         warm_start={"ref": adapter.reference, "folder": str(adapter.folder)} if adapter else None,
     )
