@@ -54,6 +54,15 @@ class FreesoloLoader:
         file = find_splits(folder).files.get(split)
         return None if file is None else len(read_rows(file))
 
+    def rows(self, folder: Path, *, split: str, params: Mapping[str, Any]) -> int | None:
+        """Return the number of rows in the split's file or params; None where code makes them."""
+        root = folder.resolve()
+        own_rows = _own_rows(root, params, split)
+        if own_rows is not None:
+            return len(own_rows())
+        file = find_splits(root).files.get(split)
+        return None if file is None else len(read_rows(file))
+
     def load(self, folder: Path, *, params: Mapping[str, Any], split: str) -> Environment:
         """Import `environment.py`, call its `load_environment` and wrap what it returns."""
         from flash_env_freesolo.environment import FreesoloEnvironment
@@ -106,6 +115,8 @@ def _call(
 
     with faults_of(package):
         environment = factory(**arguments)
+    if inspect.iscoroutine(environment):
+        environment.close()  # an async factory; Python would warn that nobody awaited it
     if not isinstance(environment, EnvironmentSingleTurn | EnvironmentMultiTurn):
         raise EnvironmentFault(
             f"{defined_at(factory)}: load_environment returned {type(environment).__name__}",

@@ -222,6 +222,25 @@ def test_dataset_path_stays_in_the_folder(build, path):
         build(SINGLE, dataset_path=path)
 
 
+@pytest.mark.parametrize(
+    ("split", "params", "count"),
+    [
+        ("train", {}, 2),
+        ("test", {}, 1),
+        ("train", {"records": ["a", "b", "c"]}, 3),
+        ("train", {"dataset_path": "dataset/test.csv"}, 1),
+        ("dev", {}, None),
+    ],
+)
+def test_rows_are_counted_without_running_code(tmp_path, split, params, count):
+    (tmp_path / "environment.py").write_text("raise SystemExit")
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "train.jsonl").write_text('"a"\n"b"\n')
+    (tmp_path / "dataset" / "test.csv").write_text("input\na\n")
+
+    assert FreesoloLoader(Context()).rows(tmp_path, split=split, params=params) == count
+
+
 def test_params_reach_the_factory(build):
     environment = build(SINGLE, level=3, contract_text="be brief")
 

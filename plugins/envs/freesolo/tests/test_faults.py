@@ -69,7 +69,6 @@ def fault(call, *arguments, **named):
         (f"{GOOD}\nload_environment = lambda: Env", r"environment\.py:\d+: .* returned ABCMeta"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:coroutine")
 def test_loading_names_file_and_line_of_the_users_mistake(load, source, message):
     error = fault(load, source, files={"helper.py": "undefined"})
 
