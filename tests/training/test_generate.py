@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from flash.testing.models import make_byte_tokenizer
+from flash.training.generate import Sampling, generate, merged, stop_tokens
+
+TOKENIZER = make_byte_tokenizer()
+STOPS = [TOKENIZER.eos_token_id, *range(40, 60)]
+"""Many tokens that end an answer, so that rows of random weights end at different times."""
+
+PLAIN = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+ARCHITECTURES = {
+    "llama": PLAIN,
+    "qwen3": PLAIN,
+    "mistral": PLAIN | {"sliding_window": 12},
+    "lfm2": {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "layer_types": ["conv", "full_attention"],
+    },
+    "mamba": {"state_size": 4},
+}
+"""Plain attention, a sliding window, a recurrent state beside attention, and no cache at all."""
+
+
+def tiny(architecture="llama", **config):
+    """A model of random weights that says something else on every prompt."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            architecture,
+            **{
+                "vocab_size": len(TOKENIZER),
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "tie_word_embeddings": False,
+                "pad_token_id": TOKENIZER.pad_token_id,
+                "eos_token_id": TOKENIZER.eos_token_id,
+            }
+            | (config or ARCHITECTURES[architecture]),
+        )
+    )
+    model.generation_config.eos_token_id = STOPS
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(8)
+    return model
+
+
+def prompts(count, *, prefix=9, longest=30, seed=0):
+    """Prompts of many lengths that begin alike; two are equal, and one is the others' beginning."""
+    rng = random.Random(seed)
+    shared = [rng.randrange(200) for _ in range(prefix)]
+    rows = [
+        shared + [rng.randrange(200) for _ in range(rng.randrange(1, longest))]
+        for _ in range(count - 2)
+    ]
+    return [*rows, rows[0], shared or [7]]
+
+
+def one_by_one(model, rows, max_tokens):
+    """What transformers says to each prompt alone, greedily, without padding."""
+    answers = []
+    for row in rows:
+        ids_BT = torch.tensor([row])
+        found_BT = model.generate(
+            input_ids=ids_BT,
+            attention_mask=torch.ones_like(ids_BT),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+        )
+        answers.append(tuple(found_BT[0, len(row) :].tolist()))
+    return answers
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("prefix", [0, 9])
+def test_greedy_answers_are_those_of_transformers_row_by_row(architecture, prefix):
+    model = tiny(architecture)
+    rows = prompts(12, prefix=prefix)
+
+    found = generate(model, TOKENIZER, rows, Sampling(max_tokens=24))
+
+    assert [answer.tokens for answer in found] == one_by_one(model, rows, 24)
+    assert len({len(answer.tokens) for answer in found}) > 2, "the rows should end apart"
+
+
+def test_more_rows_than_one_batch_holds_keep_their_order():
+    model = tiny()
+    rows = prompts(60, longest=400)
+    told = []
+
+    found = generate(model, TOKENIZER, rows, Sampling(max_tokens=8), progress=told.append)
+
+    assert [answer.tokens for answer in found] == one_by_one(model, rows, 8)
+    assert len(told) > 1
+    assert told == sorted(told)
+    assert told[-1] == 60
+
+
+def test_no_prompts_give_no_answers():
+    assert generate(tiny(), TOKENIZER, [], Sampling(max_tokens=4)) == []
+
+
+def test_text_leaves_out_the_stop_token_and_a_cut_answer_is_truncated():
+    model = tiny()
+
+    found = generate(model, TOKENIZER, prompts(20), Sampling(max_tokens=12))
+
+    ended = [answer for answer in found if not answer.truncated]
+    cut = [answer for answer in found if answer.truncated]
+    assert ended
+    assert cut
+    for answer in ended:
+        assert answer.tokens[-1] in STOPS
+        assert answer.text == TOKENIZER.decode(answer.tokens[:-1], skip_special_tokens=True)
+    for answer in cut:
+        assert len(answer.tokens) == 12
+        assert not set(answer.tokens) & set(STOPS)
+
+
+def test_stop_tokens_are_the_models_and_the_tokenizers():
+    model = tiny()
+    model.generation_config.eos_token_id = 7
+
+    assert stop_tokens(model, TOKENIZER) == {7, TOKENIZER.eos_token_id}
+
+    model.generation_config.eos_token_id = None
+    assert stop_tokens(model, TOKENIZER) == {TOKENIZER.eos_token_id}
+
+
+def test_a_seed_decides_the_answers():
+    model, rows = tiny(), prompts(6)
+    sampling = Sampling(max_tokens=10, temperature=1.0, seed=3)
+
+    first = generate(model, TOKENIZER, rows, sampling)
+
+    assert generate(model, TOKENIZER, rows, sampling) == first
+    assert generate(model, TOKENIZER, rows, Sampling(10, temperature=1.0, seed=4)) != first
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_a_sampled_row_does_not_depend_on_its_neighbours(architecture):
+    model, rows = tiny(architecture), prompts(9)
+    sampling = Sampling(max_tokens=10, temperature=0.8, top_p=0.9)
+
+    together = generate(model, TOKENIZER, rows, sampling)
+
+    for count in (1, 4):
+        assert generate(model, TOKENIZER, rows[:count], sampling) == together[:count]
+
+
+def test_equal_prompts_are_drawn_from_apart():
+    found = generate(tiny(), TOKENIZER, [[5, 6]] * 8, Sampling(max_tokens=6, temperature=1.0))
+
+    assert len({answer.tokens for answer in found}) > 4
+
+
+def test_a_tiny_top_p_is_greedy():
+    model, rows = tiny(), prompts(8)
+
+    narrow = generate(model, TOKENIZER, rows, Sampling(12, temperature=1.0, top_p=1e-6))
+
+    assert narrow == generate(model, TOKENIZER, rows, Sampling(12))
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (2.0, 1.0), (1.0, 0.5)])
+def test_first_tokens_are_drawn_as_the_model_says(temperature, top_p):
+    model = tiny()
+    prompt = [3, 1, 4, 1, 5]
+    with torch.inference_mode():
+        logits_V = model(torch.tensor([prompt])).logits[0, -1].double()
+    chances_V = (logits_V / temperature).softmax(-1)
+    ranked_V, order_V = chances_V.sort(descending=True)
+    ranked_V[ranked_V.cumsum(-1) - ranked_V >= top_p] = 0
+    chances_V = torch.zeros_like(chances_V).scatter(0, order_V, ranked_V / ranked_V.sum())
+    draws = 4000
+
+    found = generate(
+        model, TOKENIZER, [prompt] * draws, Sampling(1, temperature=temperature, top_p=top_p)
+    )
+
+    counts_V = torch.bincount(
+        torch.tensor([answer.tokens[0] for answer in found]), minlength=len(TOKENIZER)
+    )
+    assert not counts_V[chances_V == 0].any()
+    spread_V = (draws * chances_V * (1 - chances_V)).sqrt()
+    # 300 counts: one beyond five standard deviations would be a wonder.
+    assert ((counts_V - draws * chances_V).abs() <= 5 * spread_V + 1).all()
+
+
+def with_adapter(model):
+    """The model with a LoRA adapter that changes its answers."""
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    return adapted
+
+
+def test_an_adapter_answers_as_it_does_unmerged():
+    base = generate(tiny(), TOKENIZER, prompts(8), Sampling(12))
+    model = with_adapter(tiny())
+
+    found = generate(model, TOKENIZER, prompts(8), Sampling(12))
+
+    assert [answer.tokens for answer in found] == one_by_one(model, prompts(8), 12)
+    assert found != base
+
+
+def test_sampling_leaves_a_model_in_training_bit_for_bit_as_it_was():
+    model = with_adapter(tiny()).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+    generate(model, TOKENIZER, prompts(4), Sampling(4))
+
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert trained == [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    ]
+    model(torch.tensor([[1, 2, 3]]), labels=torch.tensor([[1, 2, 3]])).loss.backward()
+
+
+def test_an_error_while_merged_still_gives_the_weights_back():
+    model = with_adapter(tiny())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    with pytest.raises(RuntimeError, match="on purpose"), merged(model):
+        raise RuntimeError("on purpose")
+
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
