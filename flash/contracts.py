@@ -177,6 +177,10 @@ class ModelSource(Protocol):
         """Return the folder that transformers can load now, or None."""
         ...
 
+    def downloaded(self) -> Sequence[str]:
+        """Return the ids beyond the record's cards that are on this machine's disk."""
+        ...
+
     def fetch(self, model: str, report: Callable[[str], None]) -> Path:
         """
         Return the folder, downloading or converting first where needed.

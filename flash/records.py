@@ -156,7 +156,8 @@ class ModelPlugin:
     A source of base models.
 
     An id that is in some plugin's `cards` belongs to that plugin; any other id goes to the first
-    whose `claims(id)` is true, in the order of their names.
+    whose `claims(id)` is true, in the order of their names. `secrets` are the names it may ask
+    `ctx` for.
     """
 
     name: str = attrs.field(validator=_name)
@@ -164,6 +165,7 @@ class ModelPlugin:
     make: Callable[[PluginContext], ModelSource] = attrs.field(validator=_callable)
     cards: tuple[ModelCard, ...] = ()
     claims: Callable[[str], bool] = attrs.field(default=lambda _: False, validator=_callable)
+    secrets: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

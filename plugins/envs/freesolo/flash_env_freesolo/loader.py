@@ -47,14 +47,6 @@ class FreesoloLoader:
         return check(folder, split=split, params=params or {})
 
     def rows(self, folder: Path, *, split: str, params: Mapping[str, Any]) -> int | None:
-        """Count the rows that files or params give; a dataset in code is not counted."""
-        own_rows = _own_rows(folder.resolve(), params, split)
-        if own_rows is not None:
-            return len(own_rows())
-        file = find_splits(folder).files.get(split)
-        return None if file is None else len(read_rows(file))
-
-    def rows(self, folder: Path, *, split: str, params: Mapping[str, Any]) -> int | None:
         """Return the number of rows in the split's file or params; None where code makes them."""
         root = folder.resolve()
         own_rows = _own_rows(root, params, split)

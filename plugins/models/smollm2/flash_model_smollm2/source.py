@@ -14,7 +14,7 @@ from flash.api import ModelUnavailable, StoreError
 from flash_model_smollm2.wheel import GGUF, GGUF_SHA256, find_gguf
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from flash.api import ModelCard
 
@@ -44,6 +44,10 @@ class SmolLM2Source:
     def on_disk(self, model: str) -> Path | None:
         """Return the converted folder where it exists."""
         return self._folder if model == self._card.id and self._folder.is_dir() else None
+
+    def downloaded(self) -> Sequence[str]:
+        """Return nothing: the one model has a card."""
+        return ()
 
     def fetch(self, model: str, report: Callable[[str], None]) -> Path:
         """Return the converted folder; the first call on a machine takes some ten seconds."""
