@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -10,6 +9,7 @@ import attrs
 from flash.spec.layers import leaves
 from flash.spec.model import spec_to_dict
 from flash.spec.paths import dotted
+from flash.spec.toml import toml_value
 
 if TYPE_CHECKING:
     from flash.plan import Plan
@@ -57,7 +57,7 @@ def dry_run_rows(plan: Plan) -> list[Row]:
             continue
         reason = plan.reasons.get(path)
         why = f"{reason.reason} ({reason.source})" if reason else ""
-        rows.append(Row(path, _toml(value), plan.sources.get(path, ""), why))
+        rows.append(Row(path, toml_value(value), plan.sources.get(path, ""), why))
     return rows
 
 
@@ -65,8 +65,3 @@ def _at(data: Any, keys: tuple[str | int, ...]) -> Any:
     for key in keys:
         data = data[key]
     return data
-
-
-def _toml(value: Any) -> str:
-    """Write one value as TOML would; JSON's scalars, text and arrays are TOML's too."""
-    return "{}" if value == {} else json.dumps(value, ensure_ascii=False)

@@ -22,6 +22,7 @@ from flash.spec.rules import (
     worker_variable_rules,
 )
 from flash.spec.strict import Reader, WrongType, config_fields, missing, spellings, unknown_keys
+from flash.spec.toml import toml_document
 from flash.values import Problem
 
 if TYPE_CHECKING:
@@ -284,17 +285,7 @@ def spec_to_dict(spec: Spec) -> dict[str, Any]:
 
 def spec_to_toml(spec: Spec) -> str:
     """Return the spec as TOML that resolves to it again; what is not set is left out."""
-    import tomli_w
-
-    return tomli_w.dumps(_without_none(spec_to_dict(spec)))
-
-
-def _without_none(table: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value
-        for key, value in table.items()
-        if value is not None
-    }
+    return toml_document(spec_to_dict(spec))
 
 
 def spec_from_dict(data: Mapping[str, Any], host: PluginHost) -> Spec:

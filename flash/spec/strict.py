@@ -82,7 +82,7 @@ def spellings(cls: type) -> dict[str, str]:
 
 def table_class(annotation: Any) -> type | None:
     """Return the attrs class that a field's type asks for (`T` or `T | None`), if it is one."""
-    members = get_args(annotation) if _is_union(annotation) else (annotation,)
+    members = get_args(annotation) if is_union(annotation) else (annotation,)
     return next((kind for kind in members if isinstance(kind, type) and attrs.has(kind)), None)
 
 
@@ -148,14 +148,15 @@ def _strict_converter() -> Converter:
         return _table(converter, cls)
 
     converter.register_structure_hook_factory(attrs.has, table_factory)
-    converter.register_structure_hook_func(_is_array, structure_array)
-    converter.register_structure_hook_func(_is_mapping, structure_mapping)
+    converter.register_structure_hook_func(is_array, structure_array)
+    converter.register_structure_hook_func(is_mapping, structure_mapping)
     converter.register_structure_hook_func(_is_literal, _literal)
-    converter.register_structure_hook_func(_is_union, structure_union)
+    converter.register_structure_hook_func(is_union, structure_union)
     return converter
 
 
-def _is_union(annotation: Any) -> bool:
+def is_union(annotation: Any) -> bool:
+    """Say whether a type is `A | B`."""
     origin: object = get_origin(annotation)
     return origin in {Union, types.UnionType}
 
@@ -165,12 +166,14 @@ def _is_literal(annotation: Any) -> bool:
     return origin is Literal
 
 
-def _is_array(annotation: Any) -> bool:
+def is_array(annotation: Any) -> bool:
+    """Say whether a type is a list, a tuple or a sequence."""
     kind = get_origin(annotation) or annotation
     return kind in {list, tuple, Sequence, MutableSequence}
 
 
-def _is_mapping(annotation: Any) -> bool:
+def is_mapping(annotation: Any) -> bool:
+    """Say whether a type is a dict or a mapping."""
     return (get_origin(annotation) or annotation) in {dict, Mapping}
 
 
@@ -237,7 +240,7 @@ def _wanted(annotation: Any) -> str:
         return _WORDS[annotation]
     if get_origin(annotation) is Literal:
         return " or ".join(json.dumps(choice) for choice in get_args(annotation))
-    return "an array" if _is_array(annotation) else "a table"
+    return "an array" if is_array(annotation) else "a table"
 
 
 _WORDS: Mapping[Any, str] = types.MappingProxyType(
