@@ -144,31 +144,33 @@ class Records:
         *,
         spec: Mapping[str, Any],
         caller: Mapping[str, str],
-        commit: Callable[[], None],
+        put: Callable[[], None],
+        take_back: Callable[[], None],
     ) -> None:
         """
-        Add a queued run; `commit` puts its files in place, inside the transaction.
+        Add a queued run; a run is there with all its files, or not at all.
 
-        A run is there with all its files, or not at all. Raises `StoreError` for an id that
-        exists.
+        `put` puts the files in place, inside the transaction; `take_back` undoes that where the
+        transaction fails after. Raises `StoreError` for an id that exists.
         """
         now_s = self._clock()
+        row = {"id": run, "state": "queued", "spec": dict(spec), "caller": dict(caller)}
+        putting = False
         try:
             with self._database.writing() as connection:
                 connection.execute(
-                    tables.runs.insert().values(
-                        id=run,
-                        state="queued",
-                        spec=dict(spec),
-                        caller=dict(caller),
-                        created_s=now_s,
-                        updated_s=now_s,
-                    )
+                    tables.runs.insert().values(**row, created_s=now_s, updated_s=now_s)
                 )
-                commit()
-        except sa.exc.IntegrityError as error:
-            message = f"the run {run} exists already"
-            raise StoreError(message, hint="submit again; it will get another id") from error
+                putting = True
+                put()
+        except BaseException as error:
+            if putting:
+                take_back()
+            if isinstance(error, sa.exc.IntegrityError):
+                message = f"the run {run} exists already"
+                hint = "submit again; it will get another id"
+                raise StoreError(message, hint=hint) from error
+            raise
 
     def run(self, run: str) -> Run | None:
         """Return the run, or None."""
@@ -188,6 +190,12 @@ class Records:
         return self._runs(
             tables.runs.c.state.not_in(sorted(FINAL)) | tables.runs.c.id.in_(unreleased)
         )
+
+    def with_unfinished(self, act: Callable[[set[str]], None]) -> None:
+        """Call `act` with the ids of the runs that are not final while none can be added."""
+        query = sa.select(tables.runs.c.id).where(tables.runs.c.state.not_in(sorted(FINAL)))
+        with self._database.writing() as connection:
+            act(set(connection.scalars(query)))
 
     def attempts(self, run: str) -> list[Attempt]:
         """Return the run's attempts in order."""

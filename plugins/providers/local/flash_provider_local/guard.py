@@ -67,7 +67,8 @@ class Guard:
         try:
             worker = self._start()
         except OSError as error:
-            ended: dict[str, Any] = {"exit_code": _COMMAND_NOT_STARTED, "detail": str(error)}
+            detail = f"the worker could not be started: {error}"
+            ended: dict[str, Any] = {"exit_code": _COMMAND_NOT_STARTED, "detail": detail}
         else:
             ended = self._wait(worker)
         left = kill_all(lambda: of_launch(str(self._folder.path), [os.getpid()]))
@@ -128,7 +129,7 @@ class Guard:
             "exit_code": 128 - code,
             "stopped": asked,
             "killed": name == "SIGKILL" and not killed_by_us,
-            "detail": f"ended by {name}",
+            "detail": f"the worker was ended by {name}",
         }
 
     def _stop_deadline_s(self) -> float | None:

@@ -251,7 +251,11 @@ def test_terminate_kills_a_worker_that_ignores_it_when_its_time_is_up(provider, 
     provider.terminate(ref, grace_s=0.3)
     ended = wait_for(provider, ref, *FINAL)
 
-    assert (ended.state, ended.exit_code, ended.detail) == ("stopped", 137, "ended by SIGKILL")
+    assert (ended.state, ended.exit_code, ended.detail) == (
+        "stopped",
+        137,
+        "the worker was ended by SIGKILL",
+    )
     assert not ended.out_of_memory
     assert time.monotonic() - before < 10
 
@@ -270,7 +274,11 @@ def test_a_worker_killed_from_outside_failed_with_the_signal(provider, tmp_path)
     os.kill(pid, signal.SIGKILL)
     ended = wait_for(provider, ref, *FINAL)
 
-    assert (ended.state, ended.exit_code, ended.detail) == ("failed", 137, "ended by SIGKILL")
+    assert (ended.state, ended.exit_code, ended.detail) == (
+        "failed",
+        137,
+        "the worker was ended by SIGKILL",
+    )
 
 
 def test_a_launch_that_ended_is_kept_until_terminate_and_gone_after(provider, tmp_path):

@@ -1,0 +1,234 @@
+"""
+The plane as callers see it: submit a job, look at runs, cancel, follow.
+
+Everything here reads and writes the database and the stores; nothing talks to a provider. What
+moves a run is the supervisor, which is started whenever there is something for it to do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import time
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from flash.environ import worker_environment
+from flash.errors import EnvironmentFault, StoreError, UsageError
+from flash.files import sync_folder
+from flash.plane import daemon
+from flash.plane.database import Database
+from flash.plane.ids import LAST, is_run_id, read_prefix
+from flash.plane.runs import Records
+from flash.plane.secrets import RunSecrets
+from flash.plane.store import RunStore, incoming_store, write_job
+from flash.plane.tail import EventTail
+from flash.worker.checkpoints import CheckpointStore
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from flash.home import FlashHome
+    from flash.job import Job
+    from flash.plane.runs import Attempt, Run
+    from flash.values import Event
+    from flash.worker.checkpoints import Checkpoint
+
+_FOLLOW_S: Final = 0.25
+_LOOKS_A_CHECK: Final = 8
+_SHOWN: Final = 40
+_MOST_NAMED: Final = 8
+_CHECKPOINT: Final = re.compile(r"(?P<run>[^/]*)/step-(?P<step>\d{1,12})")
+
+
+@attrs.frozen
+class Update:
+    """What a follower learns at one look: the run, its attempts, the events since the last."""
+
+    run: Run
+    attempts: Sequence[Attempt]
+    events: Sequence[tuple[int, Event]]
+
+
+class Plane:
+    """
+    The plane of one home.
+
+    `environ` is the submitting shell's environment; of it, the variables that name paths, proxies
+    and devices are kept with a run. `supervisor` is the command that supervises.
+    """
+
+    def __init__(
+        self,
+        home: FlashHome,
+        *,
+        environ: Mapping[str, str] | None = None,
+        supervisor: Sequence[str] = daemon.SUPERVISOR,
+    ) -> None:
+        self._home = home
+        self._environ = os.environ if environ is None else environ
+        self._supervisor = supervisor
+        self._records = Records(Database(home.database))
+        self._secrets = RunSecrets(home)
+
+    def submit(self, job: Job, *, environment: Path, secrets: Mapping[str, str]) -> Run:
+        """
+        Take the job; it is on the disk to stay when this returns.
+
+        `environment` is the folder whose digest the job has; the store gets a snapshot of it.
+        Raises `StoreError`, or `EnvironmentFault` where the folder has changed, and then no
+        trace of the run is left.
+        """
+        from flash.environments import snapshot  # and with it the plugin host
+
+        if not is_run_id(job.run):
+            message = f"not a run id: {job.run!r}"
+            raise StoreError(message, hint="report it as a defect of Flash")
+        caller = worker_environment(self._environ) | {"FLASH_HOME": str(self._home.root)}
+        with incoming_store(self._home, job.run) as folder:
+            if snapshot(environment, folder / "environment") != job.environment["digest"]:
+                message = f"{environment} was changed while it was being submitted"
+                raise EnvironmentFault(message, hint="submit again")
+            write_job(folder, job.to_json())
+            self._records.add(
+                job.run,
+                spec=job.spec,
+                caller=caller,
+                put=lambda: self._put(job.run, folder, secrets),
+                take_back=lambda: self._take_back(job.run, folder),
+            )
+        self.supervise()
+        return self.run(job.run)
+
+    def run(self, run: str) -> Run:
+        """Return the run of exactly this id; raises `UsageError`."""
+        found = self._records.run(run)
+        if found is None:
+            raise _no_run(run)
+        return found
+
+    def runs(self) -> list[Run]:
+        """Return every run, newest first."""
+        return self._records.runs()
+
+    def find(self, text: str) -> Run:
+        """Return the run that a person means by an id, a unique prefix of one, or `last`."""
+        if text == LAST:
+            newest = self._records.newest()
+            if newest is None:
+                raise UsageError("there is no run yet", hint="flash train CONFIG starts one")
+            return newest
+        prefix = read_prefix(text)
+        if prefix is None:
+            raise _no_run(text)
+        found = self._records.runs(prefix=prefix)
+        if not found:
+            raise _no_run(text)
+        if len(found) > 1:
+            names = ", ".join(run.id for run in found[:_MOST_NAMED])
+            more = f" and {len(found) - _MOST_NAMED} more" if len(found) > _MOST_NAMED else ""
+            message = f"{len(found)} runs start with {prefix}: {names}{more}"
+            raise UsageError(message, hint="write more of the id")
+        return found[0]
+
+    def attempts(self, run: str) -> list[Attempt]:
+        """Return the run's attempts in order."""
+        return self._records.attempts(run)
+
+    def events(self, run: str) -> list[tuple[int, Event]]:
+        """Return what the run's workers have reported, as (attempt, event)."""
+        return EventTail(self.store(run)).read()
+
+    def store(self, run: str) -> Path:
+        """Return the run's folder; raises `UsageError` for what is no run id."""
+        if not is_run_id(run):
+            raise _no_run(run)
+        return self._path(run)
+
+    def log(self, run: str, attempt: int) -> Path:
+        """Return where an attempt's output is; it may not exist yet."""
+        return RunStore(self.store(run)).log(attempt)
+
+    def checkpoints(self, run: str) -> list[Checkpoint]:
+        """Return the run's complete checkpoints by step."""
+        return CheckpointStore(self.store(run)).list()
+
+    def final(self, run: str) -> Checkpoint | None:
+        """Return the run's final adapter, once there is one."""
+        return CheckpointStore(self.store(run)).final()
+
+    def adapter(self, reference: str) -> Path:
+        """
+        Return the adapter's folder of `<run>` (its final one) or `<run>/step-N`.
+
+        Raises `UsageError` where there is none, and names those there are.
+        """
+        match = _CHECKPOINT.fullmatch(reference)
+        run = self.find(match["run"] if match else reference)
+        saved = self.checkpoints(run.id)
+        if match is None:
+            final = self.final(run.id)
+            if final is not None:
+                return final.adapter
+            message = f"the run {run.id} is {run.state} and has no final adapter"
+        else:
+            step = int(match["step"])
+            found = next((checkpoint for checkpoint in saved if checkpoint.step == step), None)
+            if found is not None:
+                return found.adapter
+            message = f"the run {run.id} has no complete checkpoint of step {step}"
+        steps = ", ".join(f"{run.id}/step-{checkpoint.step}" for checkpoint in saved[-_MOST_NAMED:])
+        raise UsageError(message, hint=f"it has {steps}" if steps else "it has no checkpoint")
+
+    def cancel(self, run: str) -> Run:
+        """Ask for the end of a run and return it; a run that has ended stays as it is."""
+        self._records.request_cancel(run)
+        found = self.run(run)
+        if found.final:
+            self._secrets.forget(run)
+        self.supervise()
+        return found
+
+    def follow(self, run: str) -> Iterator[Update]:
+        """
+        Yield what there is of the run, and again four times a second until it has ended.
+
+        The last update has the final run and every event. A supervisor that was killed is
+        started again.
+        """
+        tail = EventTail(self.store(run))
+        for look in itertools.count():
+            found = self.run(run)  # before the events: a final run's have all been written
+            yield Update(found, self.attempts(run), tail.read())
+            if found.final:
+                return
+            if look % _LOOKS_A_CHECK == 0:
+                self.supervise()
+            time.sleep(_FOLLOW_S)
+
+    def supervise(self) -> None:
+        """Have a supervisor where one is needed."""
+        unfinished = [run.id for run in self._records.unfinished()]
+        if unfinished or self._secrets.left_over(unfinished):
+            daemon.start_supervisor(self._home, self._supervisor)
+
+    def _put(self, run: str, folder: Path, secrets: Mapping[str, str]) -> None:
+        self._secrets.keep(run, secrets)
+        folder.rename(self._path(run))
+        sync_folder(self._home.runs)
+
+    def _take_back(self, run: str, folder: Path) -> None:
+        self._secrets.forget(run)
+        if not folder.exists():
+            self._path(run).rename(folder)
+
+    def _path(self, run: str) -> Path:
+        return self._home.runs / run
+
+
+def _no_run(text: str) -> UsageError:
+    shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return UsageError(f'there is no run "{shown}"', hint="flash runs lists them")

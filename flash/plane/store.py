@@ -1,0 +1,145 @@
+"""
+A run's folder: where things are in it, and how it comes to be.
+
+    job.json                  the manifest
+    environment/              the user's folder as it was at submit
+    attempts/N/events.jsonl   what the worker of attempt N reported
+    attempts/N/worker.log     what it printed
+    checkpoints/  adapter/    see `flash.worker.checkpoints`
+    result.json
+
+A store is built under a name that no run has and renamed into place, so it is there whole or not
+at all. What an interrupted submit left under such a name is told from one in progress by a lock
+on the folder, and swept away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from flash.errors import StoreError
+from flash.files import store_error, sync_file, sync_folder, write_atomic
+from flash.worker.reporter import read_event
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flash.home import FlashHome
+    from flash.values import Event
+
+_INCOMING = ".incoming-"
+_TAIL_BYTES = 1 << 16
+
+
+@attrs.frozen
+class RunStore:
+    """The store in `path`."""
+
+    path: Path
+
+    def job(self) -> dict[str, Any]:
+        """Return the manifest; `StoreError` where it is gone or cannot be read."""
+        path = self.path / "job.json"
+        try:
+            manifest: dict[str, Any] = json.loads(path.read_bytes())
+        except OSError as error:
+            raise store_error("read", path, error) from error
+        except ValueError as error:
+            message = f"{path} is damaged: {error}"
+            raise StoreError(message, hint="submit the run again") from error
+        return manifest
+
+    def attempt(self, number: int) -> Path:
+        """Return the folder of an attempt; it may not exist yet."""
+        return self.path / "attempts" / str(number)
+
+    def make_attempt(self, number: int) -> Path:
+        """Make the folder of an attempt where it does not exist."""
+        folder = self.attempt(number)
+        try:
+            folder.parent.mkdir(mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise store_error("make the folder", folder, error) from error
+        return folder
+
+    def log(self, number: int) -> Path:
+        """Return where the worker's output of an attempt goes; it may not exist yet."""
+        return self.attempt(number) / "worker.log"
+
+    def last_error(self, number: int) -> Event | None:
+        """Return the last error that the worker of an attempt reported."""
+        path = self.attempt(number) / "events.jsonl"
+        events = (read_event(line) for line in tail_lines(path))
+        return next(
+            (e for e in reversed(list(events)) if e is not None and e.type == "error"), None
+        )
+
+
+def tail_lines(path: Path, most: int | None = None) -> list[str]:
+    """Return the last lines of a text file, read from its end; none where there is no file."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - _TAIL_BYTES)
+            file.seek(start)
+            content = file.read()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise store_error("read", path, error) from error
+    if start:
+        content = content[content.find(b"\n") + 1 :]
+    lines = content.decode("utf-8", "replace").splitlines()
+    return lines if most is None else lines[-most:]
+
+
+@contextlib.contextmanager
+def incoming_store(home: FlashHome, run: str) -> Iterator[Path]:
+    """
+    Give an empty folder to build the store of `run` in; it is removed unless it was renamed.
+
+    Raises `StoreError` where the disk fails.
+    """
+    folder = home.runs / f"{_INCOMING}{run}"
+    lock = -1
+    try:
+        folder.mkdir(mode=0o700)
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+    except OSError as error:
+        raise store_error("write", folder, error) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
+
+
+def write_job(folder: Path, manifest: bytes) -> None:
+    """Write the manifest and make all that is in `folder` survive a power cut."""
+    write_atomic(folder / "job.json", manifest)
+    for current, _, files in os.walk(folder):
+        for name in files:
+            sync_file(Path(current, name))
+        sync_folder(Path(current))
+
+
+def sweep_incoming(home: FlashHome) -> None:
+    """Remove what submits that were cut short have left."""
+    for folder in home.runs.glob(f"{_INCOMING}*"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(lock)

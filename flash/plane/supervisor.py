@@ -1,0 +1,142 @@
+"""
+The supervisor process: `python -m flash.plane.supervisor`.
+
+One for each home, held by its lock; started on demand (`flash.plane.daemon`), gone a few seconds
+after there is nothing left to do. It may be killed at any moment: the next one goes on from the
+facts. Its log is `supervisor.log` in the home, or the terminal when it is run by hand.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from flash.errors import FlashError
+from flash.home import FlashHome
+from flash.plane.daemon import LOCK_VARIABLE, lock_path
+from flash.plane.database import Database
+from flash.plane.lock import try_lock
+from flash.plane.runs import Records
+from flash.plane.secrets import RunSecrets
+from flash.plane.store import sweep_incoming
+from flash.plane.supervision import WORKER, Supervision
+from flash.plugins import PluginHost
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flash.plane.runs import Run
+
+POLL_S = 0.3
+IDLE_S = 3.0
+# A run whose provider does not answer is looked at less and less often, up to this.
+_SLOWEST_S = 30.0
+
+
+class Supervisor:
+    """Supervises the runs of one home until there are none; the caller holds its lock."""
+
+    def __init__(self, home: FlashHome, log: Any, *, worker: Sequence[str] = WORKER) -> None:
+        self._home = home
+        self._log = log
+        self._records = Records(Database(home.database))
+        self._secrets = RunSecrets(home)
+        self._supervision = Supervision(
+            home=home,
+            records=self._records,
+            host=PluginHost.default(home),
+            log=log,
+            worker=worker,
+        )
+        self._failures: dict[str, int] = {}
+        self._not_before_s: dict[str, float] = {}
+
+    def run(self) -> None:
+        """Work until nothing has been there to do for a while."""
+        sweep_incoming(self._home)
+        self._records.with_unfinished(self._secrets.sweep)
+        idle_since_s = time.monotonic()
+        while time.monotonic() - idle_since_s < IDLE_S:
+            runs = self._records.unfinished()
+            for run in runs:
+                self._step(run)
+            if runs:
+                idle_since_s = time.monotonic()
+            time.sleep(POLL_S)
+
+    def has_work(self) -> bool:
+        """Say whether there is a run to supervise now."""
+        return bool(self._records.unfinished())
+
+    def _step(self, run: Run) -> None:
+        """Move one run; its trouble is its own, and is tried again later."""
+        if time.monotonic() < self._not_before_s.get(run.id, 0.0):
+            return
+        try:
+            self._supervision.step(run)
+        except FlashError as error:
+            self._trouble(run, error.message)
+        except Exception:  # noqa: BLE001 - a defect in one run's step must not end the others
+            self._trouble(run, traceback.format_exc())
+        else:
+            self._failures.pop(run.id, None)
+            self._not_before_s.pop(run.id, None)
+
+    def _trouble(self, run: Run, message: str) -> None:
+        count = self._failures[run.id] = self._failures.get(run.id, 0) + 1
+        pause_s = min(_SLOWEST_S, 2.0**count / 2)
+        self._not_before_s[run.id] = time.monotonic() + pause_s
+        self._log.warning("trouble", run=run.id, error=message, next_try_s=pause_s)
+
+
+def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER) -> None:
+    """Take the lock, or the one that was handed over, and supervise until there is no work."""
+    log = _log()
+    handed_over = os.environ.pop(LOCK_VARIABLE, None)
+    lock = try_lock(lock_path(home)) if handed_over is None else int(handed_over)
+    if lock is None:
+        log.info("another supervisor is running already", home=str(home.root))
+        return
+    os.set_inheritable(lock, False)  # noqa: FBT003 - the standard library's signature
+    log.info("supervising", home=str(home.root), pid=os.getpid())
+    try:
+        supervisor = Supervisor(home, log, worker=worker)
+        while lock is not None:
+            supervisor.run()
+            os.close(lock)
+            # Whoever submitted just before saw the lock held, and counts on us.
+            lock = try_lock(lock_path(home)) if supervisor.has_work() else None
+    except FlashError as error:
+        log.error("cannot go on", error=error.message, hint=error.hint)  # noqa: TRY400 - a sentence
+        sys.exit(error.exit_code)
+    log.info("nothing left to do")
+
+
+def _log() -> Any:
+    import structlog
+
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+    )
+
+
+def main() -> None:
+    """Supervise the home that the environment names."""
+    os.umask(0o077)
+    try:
+        supervise(FlashHome.from_environment())
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
