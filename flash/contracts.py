@@ -173,6 +173,14 @@ class ModelSource(Protocol):
         """Return the facts known without network, or None when they are not known here yet."""
         ...
 
+    def look_up(self, model: str) -> ModelCard:
+        """
+        Return the facts, from the network where they are not known here; downloads no weights.
+
+        Asked when a run is submitted. Raises `ModelUnavailable` for a model that cannot be had.
+        """
+        ...
+
     def on_disk(self, model: str) -> Path | None:
         """Return the folder that transformers can load now, or None."""
         ...

@@ -13,6 +13,8 @@ from flash.plugins import boundary
 from flash.suggest import did_you_mean
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flash.contracts import ModelSource
     from flash.home import FlashHome
     from flash.plugins import PluginHost
@@ -30,11 +32,20 @@ class ChosenModel:
     card: ModelCard | None
 
 
-def choose_model(reference: str, base: Path, host: PluginHost, home: FlashHome) -> ChosenModel:
+def choose_model(
+    reference: str,
+    base: Path,
+    host: PluginHost,
+    home: FlashHome,
+    *,
+    secret: Callable[[str], str | None],
+    offline: bool,
+) -> ChosenModel:
     """
     Return the model that `reference` names: an id, `<plugin>:<id>`, or a folder below `base`.
 
-    Raises `ModelUnavailable` and `PluginError`; asks no network.
+    Unless `offline`, facts that are not known here are looked up. Raises `ModelUnavailable` and
+    `PluginError`.
     """
     records = host.all("model")
     plugin, colon, rest = reference.partition(":")
@@ -44,9 +55,13 @@ def choose_model(reference: str, base: Path, host: PluginHost, home: FlashHome) 
     static = next((card for card in records[owner].cards if card.id == model), None)
     if static is not None:
         return ChosenModel(model, owner, static)
+    context = plugin_context(home, owner, secret, declared=records[owner].secrets)
     with boundary(owner, "card"):
-        source: ModelSource = records[owner].make(plugin_context(home, owner, {}))
-        return ChosenModel(model, owner, source.card(model))
+        source: ModelSource = records[owner].make(context)
+        card = source.card(model)
+        if card is None and not offline:
+            card = source.look_up(model)
+        return ChosenModel(model, owner, card)
 
 
 def _absolute(model: str, base: Path) -> str:

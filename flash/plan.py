@@ -169,7 +169,7 @@ class _Planner:
             need=need,
             providers=tuple(providers),
             offer=self._offer(providers, need) if need else None,
-            secrets=tuple(self._secrets(table, spec)),
+            secrets=tuple(self._secrets(table, model, spec)),
             problems=self.problems,
         )
         if spec is not None:
@@ -182,9 +182,19 @@ class _Planner:
         if reference is None:
             return None
         base = self.resolved.base_of("model")
-        model = self._ask("model", lambda: choose_model(reference, base, self.host, self.home))
+        model = self._ask(
+            "model",
+            lambda: choose_model(
+                reference,
+                base,
+                self.host,
+                self.home,
+                secret=self.finder.find,
+                offline=self.offline,
+            ),
+        )
         if model is not None:
-            self.problems += _thinking_problems(model, self.parts.get("thinking", False))
+            self.problems += _model_problems(model, self.parts.get("thinking", False))
         return model
 
     def _environment(self, table: EnvironmentTable) -> Located | None:
@@ -301,10 +311,17 @@ class _Planner:
             self.problems.append(no_room(need, found.most, type(self.parts["train"])))
         return offer
 
-    def _secrets(self, table: EnvironmentTable | None, spec: Spec | None) -> Iterable[str]:
+    def _secrets(
+        self, table: EnvironmentTable | None, model: ChosenModel | None, spec: Spec | None
+    ) -> Iterable[str]:
+        """Return the names the worker gets: what the environment needs and its plugins can use."""
         required = table.secrets if table else ()
-        optional = sink_secrets(self.parts.get("sink", {}), self.host)
-        values = self._ask("environment.secrets", lambda: self.finder.require(required, optional))
+        plugins = [("sink", name) for name in self.parts.get("sink", {})]
+        plugins += [("model", model.plugin)] if model else []
+        optional = {s for kind, name in plugins for s in self.host.get(kind, name).secrets}
+        values = self._ask(
+            "environment.secrets", lambda: self.finder.require(required, sorted(optional))
+        )
         if values and spec is not None:
             self.problems += values_in_spec(spec_to_dict(spec), values)
         return sorted(values or ())
@@ -322,14 +339,11 @@ class _Planner:
         return None
 
 
-def sink_secrets(sinks: Mapping[str, Any], host: PluginHost) -> list[str]:
-    """Return the secrets that the named sinks can use; missing ones are the sink's business."""
-    return sorted({name for sink in sinks for name in host.get("sink", sink).secrets})
-
-
-def _thinking_problems(model: ChosenModel, thinking: bool) -> Iterable[Problem]:
-    can = model.card.thinking if model.card else "hybrid"
-    if thinking and can == "none":
+def _model_problems(model: ChosenModel, thinking: bool) -> Iterable[Problem]:
+    if model.card is None:
+        message = f"nothing is known here of {model.id}, so memory and length are not checked"
+        yield Problem("model", message, "they are when the run is submitted", severity="warning")
+    elif thinking and model.card.thinking == "none":
         yield Problem("thinking", f"{model.id} has no reasoning mode", "leave thinking out")
-    if not thinking and can == "always":
+    elif not thinking and model.card.thinking == "always":
         yield Problem("thinking", f"{model.id} always reasons", "set thinking = true")

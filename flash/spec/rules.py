@@ -91,7 +91,8 @@ def _wrong_package(entry: str) -> tuple[str, str] | None:
 
 
 def _secret_names(names: Sequence[str], host: PluginHost) -> Iterator[Problem]:
-    taken = {name for record in host.all("provider").values() for name in record.secrets}
+    records = [*host.all("provider").values(), *host.all("model").values()]
+    taken = {name for record in records for name in record.secrets}
     for index, name in enumerate(names):
         wrong = wrong_name(name, taken)
         if wrong is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 
 import attrs
@@ -19,6 +18,8 @@ from flash.spec.model import DEFAULT_ALGORITHM, PLUGIN_TABLES, SHORT_TABLES, Spe
 from flash.spec.strict import Reader, config_fields, is_array, is_mapping, is_union, spellings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from flash.plugins import PluginHost
 
 Schema = dict[str, Any]

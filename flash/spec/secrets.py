@@ -61,8 +61,8 @@ def wrong_name(name: str, taken: Iterable[str] = ()) -> str | None:
     """
     Return what is wrong with the name of a secret, or None.
 
-    `taken` are names that an installed provider uses for its own credentials. The message never
-    repeats what may be a value.
+    `taken` are names that installed providers and model plugins use for their own credentials.
+    The message never repeats what may be a value.
     """
     if "=" in name:
         return "must be a name only, without a value"
@@ -74,7 +74,7 @@ def wrong_name(name: str, taken: Iterable[str] = ()) -> str | None:
     if folded in RESERVED or folded.startswith(RESERVED_PREFIX):
         return f"{name} is reserved: Flash and the machine use it themselves"
     if folded in {other.upper() for other in taken}:
-        return f"{name} is reserved: it is a provider's own credential"
+        return f"{name} is reserved: it is a plugin's own credential"
     return None
 
 

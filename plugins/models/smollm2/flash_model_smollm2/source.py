@@ -41,6 +41,12 @@ class SmolLM2Source:
         """Return the facts; they are part of the plugin."""
         return self._card if model == self._card.id else None
 
+    def look_up(self, model: str) -> ModelCard:
+        """Return the facts; there is no other model to look for."""
+        if model != self._card.id:
+            raise self._other(model)
+        return self._card
+
     def on_disk(self, model: str) -> Path | None:
         """Return the converted folder where it exists."""
         return self._folder if model == self._card.id and self._folder.is_dir() else None
@@ -52,10 +58,7 @@ class SmolLM2Source:
     def fetch(self, model: str, report: Callable[[str], None]) -> Path:
         """Return the converted folder; the first call on a machine takes some ten seconds."""
         if model != self._card.id:
-            raise ModelUnavailable(
-                f"this plugin has only {self._card.id}, not {model}",
-                hint=f'set model = "{self._card.id}"',
-            )
+            raise self._other(model)
         if not self._folder.is_dir():
             try:
                 self._workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -69,6 +72,12 @@ class SmolLM2Source:
                     hint="the converted weights need 0.7 GB; set FLASH_HOME to a disk that has it",
                 ) from error
         return self._folder
+
+    def _other(self, model: str) -> ModelUnavailable:
+        return ModelUnavailable(
+            f"this plugin has only {self._card.id}, not {model}",
+            hint=f'set model = "{self._card.id}"',
+        )
 
     def _convert(self, report: Callable[[str], None]) -> None:
         from flash_model_smollm2.convert import convert
