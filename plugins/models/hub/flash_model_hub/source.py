@@ -1,0 +1,132 @@
+"""The `ModelSource`: a cached copy first, then the network; local folders as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flash.api import ModelUnavailable
+from flash_model_hub.folder import ModelFolder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from flash.api import ModelCard
+
+
+class HubSource:
+    """
+    Reads the Hugging Face cache that every other tool of this user reads too.
+
+    A copy that is whole is used as it is and never refreshed behind the user's back: all attempts
+    of a run train the same weights. `cache` and `endpoint` are huggingface_hub's own unless given.
+    """
+
+    def __init__(
+        self, *, token: str | None = None, cache: Path | None = None, endpoint: str | None = None
+    ) -> None:
+        self._token = token
+        self._cache = cache or _default_cache()
+        self._endpoint = endpoint
+
+    def card(self, model: str) -> ModelCard | None:
+        """Return the facts in the cached or local `config.json`, or None where there is none."""
+        folder = self._folder(model)
+        if folder is None or not (folder.path / "config.json").is_file():
+            return None
+        return folder.card(model)
+
+    def on_disk(self, model: str) -> Path | None:
+        """Return the folder if every file that loading needs is in it."""
+        folder = self._folder(model)
+        return folder.path if folder is not None and folder.missing() is None else None
+
+    def downloaded(self) -> Sequence[str]:
+        """Return the ids in the cache that could be loaded now."""
+        ids = (
+            "/".join(path.name.split("--")[1:]) for path in sorted(self._cache.glob("models--*--*"))
+        )
+        return [model for model in ids if self._is_on_disk(model)]
+
+    def fetch(self, model: str, report: Callable[[str], None]) -> Path:
+        """Return the folder, downloading it first where the cache has no whole copy."""
+        folder = self._folder(model)
+        if _is_path(model) or (folder is not None and folder.missing() is None):
+            whole = _checked(folder, model)
+        else:
+            from flash_model_hub.download import download
+
+            path = download(
+                model, cache=self._cache, token=self._token, endpoint=self._endpoint, report=report
+            )
+            whole = _checked(ModelFolder(path, model), model)
+        refuse_foreign_code(whole.config, model)
+        return whole.path
+
+    def _folder(self, model: str) -> ModelFolder | None:
+        """Return the local folder, or the cached snapshot that `main` pointed to when it came."""
+        if _is_path(model):
+            return ModelFolder(Path(model).expanduser().absolute(), model)
+        repository = self._cache / f"models--{model.replace('/', '--')}"
+        try:
+            commit = (repository / "refs" / "main").read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
+        snapshot = repository / "snapshots" / commit
+        return ModelFolder(snapshot, model) if commit and snapshot.is_dir() else None
+
+    def _is_on_disk(self, model: str) -> bool:
+        try:
+            return self.on_disk(model) is not None
+        except ModelUnavailable:
+            return False
+
+
+def refuse_foreign_code(config: dict[str, Any], model: str) -> None:
+    """Raise `ModelUnavailable` for a model that transformers cannot load with its own classes."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = config.get("model_type")
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        return
+    version = f"transformers {transformers.__version__}"
+    if kind in CONFIG_MAPPING_NAMES:
+        raise ModelUnavailable(
+            f'{model} is a "{kind}", which is not a causal language model in {version}',
+            hint="name a chat or base language model",
+        )
+    if "auto_map" in config:
+        raise ModelUnavailable(
+            f"{model} needs Python code from its own repository to load (auto_map in its "
+            f'config.json), and Flash runs none; {version} has no class for "{kind}"',
+            hint="use a model that transformers supports itself, or a newer transformers",
+        )
+    raise ModelUnavailable(
+        f'{model} is a "{kind}", which {version} does not know',
+        hint="a newer transformers may: pip install -U transformers",
+    )
+
+
+def _checked(folder: ModelFolder | None, model: str) -> ModelFolder:
+    missing = f"there is no folder {model}" if folder is None else None
+    if folder is not None:
+        missing = folder.missing() if folder.path.is_dir() else f"{folder.path} is no folder"
+    if folder is None or missing:
+        raise ModelUnavailable(
+            f"{model} cannot be loaded: {missing}",
+            hint="a model is a folder with config.json, model.safetensors and a tokenizer",
+        )
+    return folder
+
+
+def _is_path(model: str) -> bool:
+    return model.startswith(("/", "~", "./", "../"))
+
+
+def _default_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
