@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
+
 from flash.api import FlashError, ModelUnavailable, StoreError
 from flash_model_hub import TOKEN
-from flash_model_hub.folder import CONFIG, missing_weights
+from flash_model_hub.folder import CONFIG, ModelFolder, missing_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 # In the repository's root only; no code, no second copy of the weights in another format.
 ALLOWED = (
@@ -26,81 +29,118 @@ ALLOWED = (
     "README.md",
     "LICENSE*",
 )
+# The few small files that a card is made from.
+FACTS = (
+    CONFIG,
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "README.md",
+)
 _SPARE_BYTES = 100_000_000
 _REFUSED = {401, 403}
 
 
-def download(
-    model: str,
-    *,
-    cache: Path,
-    token: str | None,
-    endpoint: str | None,
-    report: Callable[[str], None],
-) -> Path:
+@attrs.frozen
+class Hub:
     """
-    Download `model` into the Hugging Face cache and return the snapshot's folder.
+    Where models come from and go to: `endpoint` and `token` of the hub, `cache` on this machine.
 
-    Files are downloaded once even when several processes ask at once; the library locks each.
-    Raises `ModelUnavailable` for what the user can mend, `StoreError` where the disk is full.
+    Both calls raise `ModelUnavailable` for what the user can mend, `StoreError` where the disk is
+    full, and a plain `FlashError` for an outage.
     """
-    import httpx2
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    if constants.is_offline_mode():
-        raise _not_here(model, cache, "the network is switched off (HF_HUB_OFFLINE)")
-    api = HfApi(endpoint=endpoint, token=token, library_name="flash")
-    try:
-        info = api.model_info(model, files_metadata=True)
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-        wanted = {name: size for name, size in sizes.items() if _is_wanted(name)}
-        if not any(name.endswith(".safetensors") for name in wanted):
-            raise ModelUnavailable(
-                f"{model} cannot be used: {missing_weights(sizes)}",
-                hint="look for a copy of the model with safetensors",
-            )
-        _check_config(api, model, info.sha or "main", cache)
-        _check_space(model, wanted, cache)
-        report(f"downloading {model} ({sum(wanted.values()) / 1e9:.1f} GB)")
+    cache: Path
+    token: str | None = attrs.field(default=None, repr=False)
+    endpoint: str | None = None
+
+    def look_up(self, model: str) -> tuple[Path, int | None]:
+        """Download what tells the facts, no weights; returns the folder and the parameters."""
+        with self._errors(model):
+            api = self._api(model)
+            info, _ = _repository(api, model)
+            folder = self._snapshot(api, model, FACTS)
+            return folder, info.safetensors.total if info.safetensors else None
+
+    def download(self, model: str, report: Callable[[str], None]) -> Path:
+        """
+        Download the model and return the snapshot's folder.
+
+        A file is downloaded once even when several processes ask at once; the library locks it.
+        """
+        from flash_model_hub.source import refuse_foreign_code
+
+        with self._errors(model):
+            api = self._api(model)
+            _, wanted = _repository(api, model)
+            # What could not be loaded is refused before its gigabytes are on the way.
+            facts = ModelFolder(self._snapshot(api, model, (CONFIG,)), model)
+            refuse_foreign_code(facts.config, model)
+            self._check_space(model, wanted)
+            report(f"downloading {model} ({sum(wanted.values()) / 1e9:.1f} GB)")
+            return self._snapshot(api, model, ALLOWED)
+
+    def _api(self, model: str) -> Any:
+        from huggingface_hub import HfApi, constants
+
+        if constants.is_offline_mode():
+            raise self._not_here(model, "the network is switched off (HF_HUB_OFFLINE)")
+        return HfApi(endpoint=self.endpoint, token=self.token, library_name="flash")
+
+    def _snapshot(self, api: Any, model: str, patterns: tuple[str, ...]) -> Path:
         return Path(
             api.snapshot_download(
-                model,
-                cache_dir=cache,
-                allow_patterns=list(ALLOWED),
-                ignore_patterns=["*/*"],
+                model, cache_dir=self.cache, allow_patterns=list(patterns), ignore_patterns=["*/*"]
             )
         )
-    except HfHubHTTPError as error:
-        raise _answered(model, error) from error
-    except (httpx2.TransportError, LocalEntryNotFoundError) as error:
-        raise _not_here(model, cache, f"the network fails: {type(error).__name__}") from error
-    except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        raise StoreError(f"cannot write {model} to {cache}: {reason}") from error
+
+    def _check_space(self, model: str, wanted: Mapping[str, int]) -> None:
+        free = shutil.disk_usage(self.cache).free
+        needed = sum(wanted.values()) + _SPARE_BYTES
+        if free < needed:
+            raise StoreError(
+                f"{model} needs {needed / 1e9:.1f} GB; {self.cache} has {free / 1e9:.1f} GB free",
+                hint="free some space, or set HF_HOME to a disk that has it",
+            )
+
+    @contextmanager
+    def _errors(self, model: str) -> Iterator[None]:
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+        try:
+            yield
+        except HfHubHTTPError as error:
+            raise _answered(model, error) from error
+        except (httpx2.TransportError, LocalEntryNotFoundError) as error:
+            reason = f"the network fails: {type(error).__name__}"
+            raise self._not_here(model, reason) from error
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise StoreError(f"cannot write {model} to {self.cache}: {reason}") from error
+
+    def _not_here(self, model: str, reason: str) -> ModelUnavailable:
+        return ModelUnavailable(
+            f"{model} is not in the Hugging Face cache ({self.cache}), and {reason}",
+            hint=f"run `hf download {model}` where there is network and copy the cache here, "
+            f'or set model = "/path/to/folder" with the model\'s files',
+        )
+
+
+def _repository(api: Any, model: str) -> tuple[Any, dict[str, int]]:
+    """Return what the hub says of the repository, and the wanted files with their sizes."""
+    info = api.model_info(model, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    wanted = {name: size for name, size in sizes.items() if _is_wanted(name)}
+    if not any(name.endswith(".safetensors") for name in wanted):
+        raise ModelUnavailable(
+            f"{model} cannot be used: {missing_weights(sizes)}",
+            hint="look for a copy of the model with safetensors",
+        )
+    return info, wanted
 
 
 def _is_wanted(name: str) -> bool:
     return "/" not in name and any(fnmatch(name, pattern) for pattern in ALLOWED)
-
-
-def _check_config(api: Any, model: str, revision: str, cache: Path) -> None:
-    """Refuse a model that could not be loaded before its gigabytes are on the way."""
-    from flash_model_hub.folder import ModelFolder
-    from flash_model_hub.source import refuse_foreign_code
-
-    path = Path(api.hf_hub_download(model, CONFIG, revision=revision, cache_dir=cache))
-    refuse_foreign_code(ModelFolder(path.parent, model).config, model)
-
-
-def _check_space(model: str, wanted: Mapping[str, int], cache: Path) -> None:
-    free = shutil.disk_usage(cache).free
-    needed = sum(wanted.values()) + _SPARE_BYTES
-    if free < needed:
-        raise StoreError(
-            f"{model} needs {needed / 1e9:.1f} GB and {cache} has {free / 1e9:.1f} GB free",
-            hint="free some space, or set HF_HOME to a disk that has it",
-        )
 
 
 def _answered(model: str, error: Any) -> FlashError:
@@ -121,12 +161,4 @@ def _answered(model: str, error: Any) -> FlashError:
         )
     return FlashError(
         f"Hugging Face answered with HTTP {status} for {model}", hint="try again later"
-    )
-
-
-def _not_here(model: str, cache: Path, reason: str) -> ModelUnavailable:
-    return ModelUnavailable(
-        f"{model} is not in the Hugging Face cache ({cache}), and {reason}",
-        hint=f"run `hf download {model}` where there is network and copy the cache here, "
-        f'or set model = "/path/to/folder" with the model\'s files',
     )

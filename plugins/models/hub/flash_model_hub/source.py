@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import attrs
+
 from flash.api import ModelUnavailable
+from flash_model_hub.download import Hub
 from flash_model_hub.folder import ModelFolder
 
 if TYPE_CHECKING:
@@ -26,9 +29,8 @@ class HubSource:
     def __init__(
         self, *, token: str | None = None, cache: Path | None = None, endpoint: str | None = None
     ) -> None:
-        self._token = token
         self._cache = cache or _default_cache()
-        self._endpoint = endpoint
+        self._hub = Hub(self._cache, token, endpoint)
 
     def card(self, model: str) -> ModelCard | None:
         """Return the facts in the cached or local `config.json`, or None where there is none."""
@@ -36,6 +38,20 @@ class HubSource:
         if folder is None or not (folder.path / "config.json").is_file():
             return None
         return folder.card(model)
+
+    def look_up(self, model: str) -> ModelCard:
+        """Return the facts; asks the hub, for some small files, where they are not here."""
+        known = self.card(model)
+        if known is not None:
+            return known
+        if _is_path(model):
+            raise _unusable(model, "there is no config.json in it")
+        path, parameters = self._hub.look_up(model)
+        folder = ModelFolder(path, model)
+        if "auto_map" in folder.config:
+            refuse_foreign_code(folder.config, model)
+        card = folder.card(model)
+        return card if parameters is None else attrs.evolve(card, parameters=parameters)
 
     def on_disk(self, model: str) -> Path | None:
         """Return the folder if every file that loading needs is in it."""
@@ -55,11 +71,7 @@ class HubSource:
         if _is_path(model) or (folder is not None and folder.missing() is None):
             whole = _checked(folder, model)
         else:
-            from flash_model_hub.download import download
-
-            path = download(
-                model, cache=self._cache, token=self._token, endpoint=self._endpoint, report=report
-            )
+            path = self._hub.download(model, report)
             whole = _checked(ModelFolder(path, model), model)
         refuse_foreign_code(whole.config, model)
         return whole.path
@@ -111,15 +123,19 @@ def refuse_foreign_code(config: dict[str, Any], model: str) -> None:
 
 
 def _checked(folder: ModelFolder | None, model: str) -> ModelFolder:
-    missing = f"there is no folder {model}" if folder is None else None
-    if folder is not None:
-        missing = folder.missing() if folder.path.is_dir() else f"{folder.path} is no folder"
-    if folder is None or missing:
-        raise ModelUnavailable(
-            f"{model} cannot be loaded: {missing}",
-            hint="a model is a folder with config.json, model.safetensors and a tokenizer",
-        )
+    if folder is None or not folder.path.is_dir():
+        raise _unusable(model, "there is no such folder")
+    missing = folder.missing()
+    if missing:
+        raise _unusable(model, missing)
     return folder
+
+
+def _unusable(model: str, reason: str) -> ModelUnavailable:
+    return ModelUnavailable(
+        f"{model} cannot be loaded: {reason}",
+        hint="a model is a folder with config.json, model.safetensors and a tokenizer",
+    )
 
 
 def _is_path(model: str) -> bool:

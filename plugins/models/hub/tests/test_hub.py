@@ -72,7 +72,8 @@ class Hub(BaseHTTPRequestHandler):
             self.answer(status, b"{}", {"X-Error-Code": code} if code else {})
         elif path in {f"/api/models/{ID}", f"/api/models/{ID}/revision/main"}:
             siblings = [{"rfilename": n, "size": len(c)} for n, c in server.files.items()]
-            self.json({"id": ID, "sha": SHA, "siblings": siblings})
+            facts = {"id": ID, "sha": SHA, "siblings": siblings}
+            self.json(facts | {"safetensors": {"parameters": {"F32": 777}, "total": 777}})
         elif path == f"/api/models/{ID}/tree/{SHA}":
             self.json(
                 [
@@ -285,7 +286,10 @@ def test_a_config_that_cannot_be_read_is_named(folder, config, message):
 
 
 def test_a_folder_that_does_not_exist(tmp_path):
-    assert "is no folder" in unavailable(HubSource().fetch, str(tmp_path / "x"), print).message
+    assert (
+        "there is no such folder"
+        in unavailable(HubSource().fetch, str(tmp_path / "x"), print).message
+    )
 
 
 @pytest.mark.parametrize(
@@ -376,6 +380,30 @@ def test_foreign_code_is_refused_before_the_weights_are_downloaded(source, hub):
 
     assert "code from its own repository" in unavailable(source.fetch, ID, print).message
     assert set(hub.served) == {"config.json"}
+
+
+def test_looking_up_a_model_downloads_its_facts_and_no_weights(source, hub):
+    assert source.card(ID) is None
+    card = source.look_up(ID)
+
+    assert (card.hidden_size, card.parameters) == (32, 777)
+    assert set(hub.served) <= {"config.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert source.card(ID).hidden_size == 32
+    assert source.on_disk(ID) is None
+
+
+def test_looking_up_what_is_here_asks_nobody(cache):
+    source = HubSource(cache=cache, endpoint="http://127.0.0.1:9")
+
+    assert source.look_up(ID) == source.card(ID)
+
+
+def test_looking_up_refuses_what_could_not_be_loaded(source, hub, tmp_path):
+    hub.files["config.json"] = b'{"model_type": "theirs", "auto_map": {}}'
+
+    assert "code from its own repository" in unavailable(source.look_up, ID).message
+    assert "no model org/unknown" in unavailable(source.look_up, "org/unknown").message
+    assert "no config.json" in unavailable(source.look_up, str(tmp_path)).message
 
 
 def test_an_unknown_id(source):
