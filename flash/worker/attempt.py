@@ -168,12 +168,13 @@ class Attempt:
         self.reporter.phase("environment")
         environment = self._environment()
         self.reporter.phase("model")
+        plugin = self.job.model["plugin"]
         folder, card = open_model(
             self.host,
             self.home,
-            plugin=self.job.model["plugin"],
+            plugin=plugin,
             model=self.job.model["id"],
-            secrets=self.secrets,
+            secrets=self._declared(self.host.get("model", plugin).secrets),
             report=self.reporter.log,
         )
         warm_start = self.job.warm_start
