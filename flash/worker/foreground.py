@@ -17,7 +17,7 @@ from flash.errors import FlashError, UsageError
 from flash.home import FlashHome
 from flash.plugins import PluginHost
 from flash.spec.secrets import Redactor
-from flash.worker.loading import load_environment
+from flash.worker.loading import load_environment, open_model
 from flash.worker.log import masked_output
 
 if TYPE_CHECKING:
@@ -63,7 +63,11 @@ def run_task(name: str, given: Mapping[str, Any]) -> int:
 def environment_of(
     request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
 ) -> Environment:
-    """Load the environment that a request names by plugin, folder, params, split and pip."""
+    """
+    Load the environment that a request names by plugin, folder, params, split and pip.
+
+    Of the task's secrets it gets those that `request["secrets"]` names, and no other.
+    """
     home = FlashHome.from_environment()
     return load_environment(
         PluginHost.default(home),
@@ -73,7 +77,7 @@ def environment_of(
         params=request["params"],
         split=request["split"],
         pip=request["pip"],
-        secrets=secrets,
+        secrets={name: secrets[name] for name in request["secrets"]},
         report=report,
     )
 
@@ -99,9 +103,28 @@ def _check(
 def _evaluate(
     request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
 ) -> dict[str, Any]:
-    from flash.evaluate import evaluate
+    from flash.evaluate import Evaluation, evaluate
 
-    return evaluate(request, environment_of(request["environment"], secrets, report), report)
+    home = FlashHome.from_environment()
+    host = PluginHost.default(home)
+    environment = environment_of(request["environment"], secrets, report)
+    plugin = request["model"]["plugin"]
+    declared = host.get("model", plugin).secrets
+    model, _ = open_model(
+        host,
+        home,
+        plugin=plugin,
+        model=request["model"]["id"],
+        secrets={name: value for name, value in secrets.items() if name in declared},
+        report=report,
+    )
+    asked = Evaluation(
+        model=model,
+        adapter=Path(request["adapter"]) if request["adapter"] else None,
+        trained_on=request["environment"]["split"],
+        **request["settings"],
+    )
+    return evaluate(asked, environment, report)
 
 
 def _preview(

@@ -1,0 +1,119 @@
+"""A base model, with or without an adapter, that answers conversations by sampling here."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+
+from flash.episodes import Answer
+from flash.errors import ModelUnavailable
+from flash.training.generate import generate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from flash.episodes import Question
+    from flash.training.generate import Sampling
+
+_THINK = "<think>"
+
+
+class ChatModel:
+    """
+    Answers batches of questions; the `Model` that episodes are played with.
+
+    Attributes:
+        tokens: sampled so far.
+        seconds: spent on sampling them.
+
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        sampling: Sampling,
+        *,
+        thinking: bool,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """`thinking` turns on the reasoning mode of chat templates that have one."""
+        if tokenizer.chat_template is None:
+            raise ModelUnavailable(
+                "the model's tokenizer has no chat template",
+                hint="use the instruction-tuned model of the family",
+            )
+        self._model = model
+        self._tokenizer = tokenizer
+        self._sampling = sampling
+        self._thinking = thinking
+        self._progress = progress
+        # Turns draw apart, and the first turn of a seed is the same in every evaluation.
+        self._seeds = random.Random(sampling.seed)  # noqa: S311 - draws, no secrets
+        self.tokens = 0
+        self.seconds = 0.0
+
+    def __call__(self, questions: Sequence[Question], /) -> list[Answer]:
+        """Return one answer a question; a conversation too long for the model gets an error."""
+        texts = [self._render(question) for question in questions]
+        prompts = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+        answers = [self._refusal(len(prompt)) for prompt in prompts]
+        asked = [place for place, answer in enumerate(answers) if answer is None]
+        started = time.monotonic()
+        completions = generate(
+            self._model,
+            self._tokenizer,
+            [prompts[place] for place in asked],
+            attrs.evolve(self._sampling, seed=self._seeds.getrandbits(32)),
+            progress=lambda done: self._progress(f"sampled {done} of {len(asked)} answers"),
+        )
+        self.seconds += time.monotonic() - started
+        for place, completion in zip(asked, completions, strict=True):
+            self.tokens += len(completion.tokens)
+            # Templates that open the trace themselves leave the model to write only its end.
+            opening = _THINK if texts[place].rstrip().endswith(_THINK) else ""
+            answers[place] = Answer(opening + completion.text, completion.truncated)
+        return [answer for answer in answers if answer is not None]
+
+    def _render(self, question: Question) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            list(question.messages),
+            tools=question.tools,
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=self._thinking,
+        )
+        return text
+
+    def _refusal(self, length: int) -> Answer | None:
+        context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        if context is None or length + self._sampling.max_tokens <= context:
+            return None
+        return Answer(
+            "",
+            error=f"the conversation has {length} tokens; with {self._sampling.max_tokens} more it "
+            f"does not fit the model's context of {context}",
+        )
+
+
+def load_model(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
+    """
+    Return model and tokenizer, ready to sample from: the adapter is merged for good.
+
+    On CPU weights are float32, which no CPU emulates; elsewhere as they are stored.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if device == "cpu" else "auto"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
