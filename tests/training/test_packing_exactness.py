@@ -11,12 +11,15 @@ import random
 
 import pytest
 import torch
+from flash_model_smollm2 import CARD
+from flash_model_smollm2.source import SmolLM2Source
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from flash.training.attention import row_inputs
 from flash.training.hotpath import HotPath, TargetLoss
-from flash.training.packing import Document
+from flash.training.packing import Document, pack
 
 TINY = {
     "vocab_size": 320,
@@ -30,7 +33,7 @@ TINY = {
     "initializer_range": 0.2,
     "pad_token_id": 0,
 }
-ARCHITECTURES = {
+PACKED = {
     "llama": {},
     "llama-untied-bias": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "qwen3": {"tie_word_embeddings": True},
@@ -45,14 +48,49 @@ ARCHITECTURES = {
         "moe_intermediate_size": 32,
     },
 }
+# What the model has that keeps it from a shortcut, and a word of the reason that is told.
+NOT_PACKED = {
+    "gemma2": ({"sliding_window": 9}, "softcap"),
+    "lfm2": ({"layer_types": ["conv", "full_attention", "conv"]}, "conv"),
+    "bloom": ({"n_layer": 2, "n_head": 4}, "attention interface"),
+    "phi3": (
+        {
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "short_factor": [1.0] * 6,
+                "long_factor": [2.0] * 6,
+                "rope_theta": 10000.0,
+                "original_max_position_embeddings": 64,
+            },
+            "head_dim": 12,
+        },
+        "rotary",
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads cost small matrices more than they give, a lot more on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    return SmolLM2Source(CARD, tmp_path_factory.mktemp("models")).fetch(CARD.id, print)
 
 
 def tiny(name: str, **changes):
     torch.manual_seed(0)
-    settings = {**TINY, **ARCHITECTURES.get(name, {}), **changes}
+    settings = {**TINY, **PACKED.get(name, {}), **changes}
     config = AutoConfig.for_model(settings.pop("model_type", name), **settings)
     # The grouped expert kernels have no float64 for the reference.
-    experts = {"experts_implementation": "eager"} if "num_experts" in settings else {}
+    experts = (
+        {"experts_implementation": "eager"} if any("experts" in key for key in settings) else {}
+    )
     return adapted(AutoModelForCausalLM.from_config(config, dtype=torch.float32, **experts))
 
 
@@ -132,10 +170,113 @@ def assert_exact(found, expected, *, overall=1e-5, worst=2e-5):
 
 
 @pytest.mark.parametrize("shared", [0, 30])
-@pytest.mark.parametrize("name", list(ARCHITECTURES))
+@pytest.mark.parametrize("name", list(PACKED))
 def test_packed_rows_give_the_loss_and_gradients_of_each_document_alone(name, shared):
     rows = documents(TINY["vocab_size"], shared=shared)
-    model = tiny(name)
-    *found, told = ours(model, rows)
+    *found, told = ours(tiny(name), rows)
+
     assert told == []
     assert_exact(found, truth(tiny(name), rows))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [0, 300])
+def test_smollm2_is_trained_exactly(smollm2, shared):
+    def load():
+        return adapted(AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32))
+
+    rows = documents(49_000, shared=shared)
+    *found, told = ours(load(), rows)
+
+    assert told == []
+    assert_exact(found, truth(load(), rows))
+
+
+@pytest.mark.parametrize("name", list(NOT_PACKED))
+def test_a_model_that_cannot_keep_segments_apart_runs_each_document_alone(name):
+    changes, reason = NOT_PACKED[name]
+    rows = documents(TINY["vocab_size"], shared=30)
+    model = tiny(name, **changes)
+    before = model.get_base_model().config._attn_implementation
+    *found, told = ours(model, rows)
+
+    assert "one document a forward" in told[0]
+    assert reason in told[0]
+    assert model.get_base_model().config._attn_implementation == before
+    assert_exact(found, truth(tiny(name, **changes), rows))
+
+
+@pytest.mark.parametrize("name", ["cohere", "gemma2"])
+def test_a_head_that_scales_or_caps_its_logits_is_left_to_the_model(name):
+    rows = documents(TINY["vocab_size"], shared=30)
+    *found, told = ours(tiny(name), rows)
+
+    assert "own head" in told[-1]
+    assert_exact(found, truth(tiny(name), rows))
+
+
+@pytest.mark.parametrize("off", ["packing", "sharing", "head", "lora"])
+def test_each_shortcut_can_be_taken_back(off):
+    rows = documents(TINY["vocab_size"], shared=30)
+    found = ours(tiny("qwen3"), rows, path=HotPath(**{off: False}))
+
+    assert_exact(found, truth(tiny("qwen3"), rows))
+
+
+def test_rows_are_exact_however_small_the_budget():
+    rows = documents(TINY["vocab_size"], shared=30)
+    model = tiny("llama")
+    found = ours(model, rows, budget=70)
+
+    assert_exact(found, truth(tiny("llama"), rows))
+
+
+def test_rows_are_exact_under_gradient_checkpointing():
+    rows = documents(TINY["vocab_size"], shared=30)
+    model = tiny("llama")
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    found = ours(model, rows)
+
+    assert_exact(found, truth(tiny("llama"), rows))
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2])
+def test_one_document_changes_no_bit_of_another(changed):
+    model = tiny("gemma3_text")
+    TargetLoss(model, HotPath(), print)
+    one, other = (
+        pack([Document(text, text) for text in texts], budget=1000)[0]
+        for texts in neighbours(changed)
+    )
+    assert one.segments == other.segments
+    trunk = model.get_base_model().base_model
+    states, changed_states = (
+        trunk(row.tokens_BN, use_cache=False, **row_inputs(row)).last_hidden_state[0]
+        for row in (one, other)
+    )
+    same = (one.tokens_BN == other.tokens_BN)[0]
+
+    assert torch.equal(states[same], changed_states[same])
+    assert not torch.equal(states[~same], changed_states[~same])
+
+
+def neighbours(changed: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Three documents, the first two with a common opening; and the same with one changed."""
+    opening = list(range(100, 120))
+    texts = [[*opening, 3, *[7] * 12], [*opening, 4, *[8] * 15], [5, *[9] * 20]]
+    edited = [
+        text if at != changed else [*text[:-4], 11, 12, 13, 14] for at, text in enumerate(texts)
+    ]
+    return texts, edited
+
+
+def test_without_segments_attention_is_transformers_own():
+    model = tiny("llama").eval()
+    padded = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    plain = model(input_ids=padded, attention_mask=mask).logits
+    TargetLoss(model, HotPath(lora=False), print)
+
+    assert model.get_base_model().config._attn_implementation == "segmented"
+    assert torch.equal(model(input_ids=padded, attention_mask=mask).logits, plain)
