@@ -40,8 +40,8 @@ def success_interval(successes: int, n: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
-    """Return the interval of the mean, or None where fewer than two values say nothing of it."""
-    if len(values) < 2:  # noqa: PLR2004 - a spread needs two
+    """Return the interval of the mean, or None where all values are equal: they show no spread."""
+    if len(set(values)) < 2:  # noqa: PLR2004 - a spread needs two
         return None
     mean = statistics.fmean(values)
     half = _t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))

@@ -81,9 +81,9 @@ def test_mean_interval_uses_students_t(n, quantile):
     assert (high + low) / 2 == pytest.approx((n - 1) / 2)
 
 
-def test_mean_interval_needs_two_values():
-    assert mean_interval([]) is None
-    assert mean_interval([0.5]) is None
+@pytest.mark.parametrize("values", [[], [0.5], [1.0] * 50])
+def test_values_without_a_spread_have_no_mean_interval(values):
+    assert mean_interval(values) is None
 
 
 def test_mean_interval_covers_the_true_mean_about_95_times_in_100():
