@@ -75,6 +75,7 @@ class Job:
         Raises `StoreError` for another format and for data that is not a job's.
         """
         # cattrs is not wanted where a job is only built.
+        from flash.spec.layers import clean
         from flash.spec.strict import Reader
 
         number = data.get("format") if isinstance(data, dict) else None
@@ -84,9 +85,10 @@ class Job:
                 f"this one reads format {FORMAT}",
                 hint="upgrade flash-core here",
             )
-        job, problems = Reader().read(cls, data, ())
-        if problems:
-            listed = "; ".join(map(str, problems))
+        cleaned, unfit = clean(data)
+        job, problems = Reader().read(cls, cleaned, ())
+        if problems or unfit:
+            listed = "; ".join(map(str, [*unfit, *problems]))
             raise StoreError(f"job.json is damaged: {listed}", hint="submit the run again")
         result: Job = job
         return result

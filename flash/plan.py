@@ -7,7 +7,6 @@ environment that lives elsewhere is fetched and every provider is asked.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import attrs
@@ -29,6 +28,7 @@ from flash.warm_start import FIELD, find_adapter, misfits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
 
     from flash.environments import Located
     from flash.home import FlashHome
@@ -62,7 +62,7 @@ class Plan:
         need: what the algorithm asks of a machine.
         providers: where it may run, in order.
         offer: what the first of them that has room offers; None also where nobody was asked.
-        secrets: names of the secrets that the worker gets.
+        secrets: names of the secrets that the worker gets; `SecretFinder.beside` has the values.
         problems: everything that is wrong or worth knowing, sorted by path.
 
     """
@@ -145,7 +145,7 @@ class _Planner:
         self.sources = dict(resolved.sources)
         self.reasons: dict[str, Reason] = {}
         self.problems: list[Problem] = list(resolved.problems)
-        self.finder = SecretFinder(host, [resolved.base, Path.cwd()])
+        self.finder = SecretFinder.beside(resolved.base, host)
 
     def plan(self) -> Plan:
         model = self._model()

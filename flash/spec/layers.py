@@ -199,7 +199,7 @@ def _single_key(text: str) -> list[str] | None:
     return parts
 
 
-def clean(data: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+def clean(data: Any) -> tuple[dict[str, Any], list[Problem]]:
     """
     Return `data` without what no setting can hold, and a problem for each that was taken out.
 

@@ -20,7 +20,7 @@ from flash.spec.strict import config_fields, spellings, table_class
 from flash.values import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from flash.plugins import PluginHost
@@ -81,8 +81,8 @@ def resolve(
     merged = merge(layers)
     parts = read_parts(merged.data, host)
     set_in = {dotted(keys): label for keys, label in merged.sources.items()}
-    found = [*read.problems, *merged.problems, *notices, *parts.problems]
-    problems = _in_order(_addressed(found, set_in, path.name))
+    addressed = _addressed([*read.problems, *parts.problems], set_in, path.name)
+    problems = _in_order([*merged.problems, *notices, *addressed])
     failed = any(problem.severity == "error" for problem in problems)
     spec = None if failed else parts.spec()
     shown = merged.data if spec is None else spec_to_dict(spec)
@@ -196,7 +196,7 @@ def _addressed(
         yield attrs.evolve(problem, message=f"{problem.message} (set by {label})", hint=hint)
 
 
-def _in_order(problems: Iterator[Problem]) -> list[Problem]:
+def _in_order(problems: Iterable[Problem]) -> list[Problem]:
     """Return one problem a path and severity, the first found, sorted by path."""
     first: dict[tuple[str, str], Problem] = {}
     for problem in problems:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, quote_plus
 
@@ -21,7 +22,6 @@ from flash.values import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from flash.plugins import PluginHost
 
@@ -97,6 +97,11 @@ class SecretFinder:
         unique = list(dict.fromkeys(folder.absolute() for folder in folders))
         self._files = [folder / name for name in _FILES for folder in unique]
         self._read: dict[Path, Mapping[str, str | None]] = {}
+
+    @classmethod
+    def beside(cls, folder: Path, host: PluginHost) -> SecretFinder:
+        """Return the finder for a config in `folder`: there, then in the working directory."""
+        return cls(host, [folder, Path.cwd()])
 
     def find(self, name: str) -> str | None:
         """
