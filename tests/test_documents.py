@@ -10,20 +10,25 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCK = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TUTORIALS = sorted((ROOT / "docs" / "tutorial").glob("*.md"))
 
 
-def commands_of(page):
-    """Return (command, expected output) pairs in order; `…` stands for any text."""
-    pairs = []
-    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
-        for line in block.splitlines():
-            if line.startswith("$ "):
-                pairs.append((line[2:], []))
-            else:
-                pairs[-1][1].append(line)
-    return [(command, "\n".join(lines).strip()) for command, lines in pairs]
+def steps_of(page):
+    """
+    Return (command, expected output) pairs in order; `…` stands for any text.
+
+    A block whose fence names a file writes that file.
+    """
+    steps = []
+    for language, name, body in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if name:
+            steps.append((f"cat > {shlex.quote(name)} <<'END-OF-FILE'\n{body}END-OF-FILE", ""))
+        elif language == "console":
+            for entry in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+                command, _, expected = entry.partition("\n")
+                steps.append((command, expected.strip()))
+    return steps
 
 
 def shape_of(expected):
@@ -44,12 +49,13 @@ def shell(tmp_path):
         "NO_COLOR": "1",
     }
     (tmp_path / "home").mkdir()
-    (tmp_path / "flash").symlink_to(ROOT)
+    place = tmp_path / "place"
+    place.write_text(str(tmp_path / "home"))
 
     def run(command):
+        """Run one command where the last one left off."""
         return subprocess.run(
-            ["bash", "-c", command],
-            cwd=tmp_path / "flash",
+            ["bash", "-c", f'cd "$(cat {place})"\n{command}\ncode=$?; pwd > {place}; exit $code'],
             env=environ,
             capture_output=True,
             text=True,
@@ -63,7 +69,7 @@ def shell(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
 def test_every_command_of_a_tutorial_prints_what_the_page_shows(page, shell):
-    for command, expected in commands_of(page):
+    for command, expected in steps_of(page):
         done = shell(command)
         said = done.stdout + done.stderr
 
@@ -74,7 +80,7 @@ def test_every_command_of_a_tutorial_prints_what_the_page_shows(page, shell):
 
 def test_there_is_a_tutorial():
     assert TUTORIALS
-    assert all(commands_of(page) for page in TUTORIALS)
+    assert all(steps_of(page) for page in TUTORIALS)
 
 
 def test_every_make_target_that_a_document_names_exists():
