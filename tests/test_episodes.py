@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from flash.episodes import Answer, Played, play, score, split_thinking
+from flash.errors import EnvironmentFault
+from flash.values import Episode, Reward, Step, Task
+
+
+class Countdown:
+    """Asks for numbers down to zero; `task.data` is where it starts."""
+
+    max_score_concurrency = 1
+
+    def __init__(self):
+        self.seen = []
+
+    def start(self, task):
+        if task.data == "no start":
+            raise EnvironmentFault("environment.py:3: no start")
+        return [{"role": "user", "content": f"from {task.data}"}]
+
+    def tools(self, task):
+        return [{"type": "function"}] if task.data == 5 else None
+
+    def max_turns(self, task):
+        return 3
+
+    def step(self, task, messages, action):
+        assert messages[-1] == {"role": "assistant", "content": action}
+        self.seen.append(action)
+        if action == "break":
+            raise EnvironmentFault("environment.py:9: broken")
+        done = action == "0"
+        text = "graded" if action == "0" and task.data == 9 else None
+        return Step(done, () if done else ({"role": "user", "content": "next"},), text, {"a": 1})
+
+    def score(self, task, episodes):
+        return [Reward(float(episode.completion == "0")) for episode in episodes]
+
+
+def tasks(*starts):
+    return [Task(id=str(place), input="", data=start) for place, start in enumerate(starts)]
+
+
+class Script:
+    """A model that reads its lines, by the opening message, and notes what it was asked."""
+
+    def __init__(self, **lines):
+        self.lines = {name.removeprefix("_"): list(said) for name, said in lines.items()}
+        self.asked = []
+
+    def __call__(self, questions):
+        self.asked.append(questions)
+        answers = []
+        for question in questions:
+            said = self.lines[question.messages[0]["content"].removeprefix("from ")].pop(0)
+            answers.append(said if isinstance(said, Answer) else Answer(said))
+        return answers
+
+
+def test_episodes_take_their_turns_together_until_each_is_over():
+    model = Script(_1=["0"], _2=["1", "0"], _3=["2", "1", "7"])
+
+    played = play(Countdown(), tasks(1, 2, 3), model)
+
+    assert [len(questions) for questions in model.asked] == [3, 2, 1]
+    assert [one.episode.completion for one in played] == ["0", "0", "7"]
+    assert [len(one.episode.messages) for one in played] == [2, 4, 7]
+    assert [one.task.id for one in played] == ["0", "1", "2"]
+
+
+def test_the_model_sees_the_conversation_and_the_tools():
+    model = Script(_5=["4", "0"])
+
+    play(Countdown(), tasks(5), model)
+
+    (first,), (second,) = model.asked
+    assert first.tools == [{"type": "function"}]
+    assert [message["content"] for message in second.messages] == ["from 5", "4", "next"]
+
+
+def test_the_thinking_trace_is_kept_from_the_environment():
+    environment = Countdown()
+    model = Script(_1=["<think>down\nwe go</think>\n\n0"])
+
+    (one,) = play(environment, tasks(1), model)
+
+    assert environment.seen == ["0"]
+    assert one.episode.completion == "0"
+    assert one.episode.thinking == "down\nwe go"
+    assert one.episode.raw == "<think>down\nwe go</think>\n\n0"
+    assert one.episode.messages[-1]["content"] == "0"
+
+
+def test_the_environments_final_text_is_what_is_graded():
+    (one,) = play(Countdown(), tasks(9), Script(_9=["0"]))
+
+    assert one.episode.completion == "graded"
+    assert one.episode.raw == "0"
+    assert one.episode.metadata == {"a": 1}
+
+
+def test_an_answer_that_was_cut_marks_its_whole_episode():
+    model = Script(_2=[Answer("1", truncated=True), "0"], _1=["0"])
+
+    played = play(Countdown(), tasks(2, 1), model)
+
+    assert [one.episode.truncated for one in played] == [True, False]
+
+
+def test_a_task_that_cannot_be_played_is_data_and_the_others_go_on():
+    model = Script(_1=["0"], _2=["break"], _3=[Answer("", error="too long")])
+
+    played = play(Countdown(), tasks("no start", 1, 2, 3), model)
+
+    assert [one.error for one in played] == [
+        "environment.py:3: no start",
+        None,
+        "environment.py:9: broken",
+        "too long",
+    ]
+    assert [one.episode is None for one in played] == [True, False, True, True]
+    assert score(Countdown(), played)[0] == Reward(None, error="environment.py:3: no start")
+
+
+def test_no_tasks_ask_nothing():
+    model = Script()
+
+    assert play(Countdown(), [], model) == []
+    assert model.asked == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", ("", "plain")),
+        (" spaces stay \n", ("", " spaces stay \n")),
+        ("<think>a</think>b", ("a", "b")),
+        ("\n<think>\na\n</think>\n\nb\n", ("a", "b")),
+        ("<think></think>b", ("", "b")),
+        ("<think>never closed", ("never closed", "")),
+        ("<think>a</think>b</think>c", ("a", "b</think>c")),
+        ("the tag <think> is text here", ("", "the tag <think> is text here")),
+        ("", ("", "")),
+    ],
+)
+def test_split_thinking(text, expected):
+    assert split_thinking(text) == expected
+
+
+class Meeting:
+    """Scores only when as many rows are being scored at once as it allows."""
+
+    def __init__(self, workers):
+        self.max_score_concurrency = workers
+        self.threads = set()
+        self._all_here = threading.Barrier(workers)
+
+    def score(self, task, episodes):
+        self._all_here.wait(timeout=30)
+        self.threads.add(threading.get_ident())
+        return [Reward(float(task.id)) for _ in episodes]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_rows_are_scored_as_many_at_a_time_as_the_environment_allows(workers):
+    played = [Played(task, Episode((), "")) for task in tasks(*range(6))]
+    environment = Meeting(workers)
+
+    rewards = score(environment, played)
+
+    assert [reward.score for reward in rewards] == [0, 1, 2, 3, 4, 5]
+    assert len(environment.threads) == workers
+    if workers == 1:
+        assert environment.threads == {threading.get_ident()}
