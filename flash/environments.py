@@ -203,16 +203,19 @@ def snapshot(folder: Path, destination: Path) -> str:
     special files and more than 256 MiB or 5,000 files are refused with an `EnvironmentFault`.
     """
     files = list(_files(folder))
+    made = False
     try:
         _check_size(folder, files)
         destination.mkdir(mode=0o700)
+        made = True
         for relative in files:
             target = destination / relative
             _make_parents(target.parent, destination)
             shutil.copyfile(folder / relative, target, follow_symlinks=False)
             target.chmod(0o700 if _is_executable(folder / relative) else 0o600)
     except OSError as error:
-        shutil.rmtree(destination, ignore_errors=True)
+        if made:
+            shutil.rmtree(destination, ignore_errors=True)
         raise store_error("copy the environment to", destination, error) from error
     return folder_digest(destination)
 
