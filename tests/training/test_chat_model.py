@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+
+from flash.episodes import Question
+from flash.errors import ModelUnavailable
+from flash.testing.models import make_tiny_model
+from flash.training.chat_model import ChatModel, load_model
+from flash.training.generate import Sampling
+
+THINKING_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>"
+    "{% endfor %}<|im_start|>assistant\n"
+    "{% if enable_thinking %}<think>\n{% else %}<think>\n\n</think>\n\n{% endif %}"
+)
+QUESTIONS = [Question(({"role": "user", "content": text},)) for text in ("one", "two", "three")]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load_model(make_tiny_model(tmp_path_factory.mktemp("model")), None)
+
+
+def test_questions_are_answered_in_order_and_tokens_are_counted(loaded):
+    told = []
+    chat = ChatModel(*loaded, Sampling(4), thinking=False, progress=told.append)
+
+    answers = chat(QUESTIONS)
+
+    alone = [ChatModel(*loaded, Sampling(4), thinking=False)([one])[0] for one in QUESTIONS]
+    assert answers == alone
+    assert chat.tokens == 12
+    assert chat.seconds > 0
+    assert told == ["sampled 3 of 3 answers"]
+
+
+def test_a_trace_that_the_template_opens_belongs_to_the_answer(loaded):
+    model, tokenizer = loaded
+    usual, tokenizer.chat_template = tokenizer.chat_template, THINKING_TEMPLATE
+    try:
+        (thinking,) = ChatModel(model, tokenizer, Sampling(4), thinking=True)(QUESTIONS[:1])
+        (plain,) = ChatModel(model, tokenizer, Sampling(4), thinking=False)(QUESTIONS[:1])
+    finally:
+        tokenizer.chat_template = usual
+
+    assert thinking.text.startswith("<think>")
+    assert "<think>" not in plain.text
+
+
+def test_a_question_too_long_for_the_model_is_refused_and_the_others_are_answered(loaded):
+    long = Question(({"role": "user", "content": "x" * 600},))
+
+    first, second, third = ChatModel(*loaded, Sampling(4), thinking=False)(
+        [QUESTIONS[0], long, QUESTIONS[1]]
+    )
+
+    assert "does not fit the model's context of 512" in second.error
+    assert first.error is third.error is None
+
+
+def test_a_second_turn_draws_anew(loaded):
+    chat = ChatModel(*loaded, Sampling(8, temperature=1.5, seed=1), thinking=False)
+    again = ChatModel(*loaded, Sampling(8, temperature=1.5, seed=1), thinking=False)
+
+    first, second = chat(QUESTIONS), chat(QUESTIONS)
+
+    assert first != second
+    assert [again(QUESTIONS), again(QUESTIONS)] == [first, second]
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(loaded):
+    model, tokenizer = loaded
+    usual, tokenizer.chat_template = tokenizer.chat_template, None
+    try:
+        with pytest.raises(ModelUnavailable, match="no chat template"):
+            ChatModel(model, tokenizer, Sampling(4), thinking=False)
+    finally:
+        tokenizer.chat_template = usual
