@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 _CHECKPOINT = re.compile(r"[^/]+/step-\d+")
 _SHOWN_ERRORS = 3
+
+
+def _finite(_: click.Context, __: click.Parameter, value: float) -> float:
+    """Refuse NaN and infinity, which a range lets through."""
+    if not math.isfinite(value):
+        message = f"{value} is not a finite number."
+        raise click.BadParameter(message)
+    return value
 
 
 @attrs.frozen(kw_only=True)
@@ -53,7 +62,11 @@ class Target:
     help="Most tokens of one turn; default: twice the longest gold answer, or 512.",
 )
 @click.option(
-    "--temperature", type=click.FloatRange(min=0), default=0.0, help="Default: 0, which is greedy."
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    callback=_finite,
+    help="Default: 0, which is greedy.",
 )
 @click.option("--seed", type=int, default=0, help="Of the draws above temperature 0; default: 0.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, every row included.")
