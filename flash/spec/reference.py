@@ -58,8 +58,9 @@ def configuration_page() -> str:
         heading = f'## `[train]` with `algorithm = "{name}"`\n'
         parts += [heading, f"{record.summary}\n", *_settings(config_fields(record.config))]
     for kind in PLUGIN_TABLES:
+        parts += [f"## `[{kind}.*]`\n", f"{setting_of(fields[kind]).doc}\n"]
         for name, record in host.all(kind).items():
-            parts += [f"## `[{kind}.{name}]`\n", f"{record.summary}\n"]
+            parts += [f"### `[{kind}.{name}]`\n", f"{record.summary}\n"]
             parts += _secrets(record.secrets)
             parts += _settings(config_fields(record.config))
     return "\n".join(parts)

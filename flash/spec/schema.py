@@ -56,16 +56,18 @@ def json_schema(host: PluginHost) -> Schema:
     for short, (kind, name) in SHORT_TABLES.items():
         if f"{kind}.{name}" in definitions:
             properties[short] = {"$ref": f"#/$defs/{kind}.{name}"}
-    return {
+    schema: Schema = {
         "$schema": DIALECT,
         "title": "A run of Flash",
         "type": "object",
         "properties": properties,
         "required": ["model", "environment"],
         "additionalProperties": False,
-        "allOf": [_train_of(name) for name in sorted(algorithms)],
         "$defs": definitions,
     }
+    if algorithms:
+        schema["allOf"] = [_train_of(name) for name in sorted(algorithms)]
+    return schema
 
 
 def _train_of(algorithm: str) -> Schema:
