@@ -122,7 +122,7 @@ def test_the_formats_and_schemes_that_can_be_read_are_listed(base, host, home):
 def test_a_folder_that_two_plugins_read_is_refused_with_the_way_out(base, host, home):
     (base / "env" / "two.toml").touch()
 
-    with pytest.raises(EnvironmentFault, match="several plugins read .*: one, two") as caught:
+    with pytest.raises(EnvironmentFault, match=r"several plugins read .*: one, two") as caught:
         locate(EnvironmentTable(path="env"), base, host, home)
 
     assert caught.value.hint == "set one aside: FLASH_DISABLE_PLUGINS=two"
