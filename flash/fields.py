@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
+import reprlib
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -132,7 +133,7 @@ def limit_broken(info: Setting, value: Any) -> str | None:
                 return f"must be {words} {limit}, got {value}"
     if info.choices is not None and value not in info.choices:
         allowed = ", ".join(repr(choice) for choice in info.choices)
-        return f"must be one of {allowed}, got {value!r}"
+        return f"must be one of {allowed}, got {reprlib.repr(value)}"
     if info.non_empty and isinstance(value, str | list | tuple) and not value:
         return "must not be empty"
     return None

@@ -7,6 +7,7 @@ The core's own settings are the classes here; `[train]` and the `[provider.*]`, 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
@@ -37,6 +38,8 @@ SHORT_TABLES: Final = {"wandb": ("sink", "wandb")}
 """Tables that public configs of the format write at the top level -> where they belong."""
 
 DEFAULT_ALGORITHM: Final = "sft"
+
+_NEVER_QUOTED: Final = ("environment.secrets", "worker_env")
 
 
 @attrs.frozen(kw_only=True)
@@ -148,6 +151,7 @@ def read_parts(data: Mapping[str, Any], host: PluginHost) -> Parts:
             found, wrong = _read_plugin_tables(name, data.get(name, {}), host, reader)
         elif name in data:
             found, wrong = reader.read(field.type, data[name], (name,), field)
+            wrong = [_unquoted(problem) for problem in wrong]
         elif field.default is attrs.NOTHING:
             found, wrong = None, [missing((name,), field)]
         else:
@@ -167,6 +171,13 @@ def read_parts(data: Mapping[str, Any], host: PluginHost) -> Parts:
     problems += worker_variable_rules(data.get("worker_env"))
     problems += secrets_written_down(data)
     return Parts(values, problems)
+
+
+def _unquoted(problem: Problem) -> Problem:
+    """Return the problem without the text it quotes, where that is most likely a secret."""
+    if not problem.path.startswith(_NEVER_QUOTED):
+        return problem
+    return attrs.evolve(problem, message=re.sub(r'the string ".*"', "a string", problem.message))
 
 
 def _readable(cls: type, table: Any, reader: Reader) -> dict[str, Any]:
