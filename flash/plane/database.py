@@ -102,10 +102,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        except OSError as error:
-            raise store_error("open", path, error) from error
+        _make_private(path)
         self._engine = sa.create_engine(f"sqlite:///{path}")
         sa.event.listen(self._engine, "connect", _on_connect)
         sa.event.listen(self._engine, "begin", _on_begin)
@@ -185,6 +182,21 @@ class Database:
             )
         hint = next((hint for words, hint in _HINTS.items() if words in said.lower()), None)
         return StoreError(f"{self.path}: {said}", hint=hint)
+
+
+def _make_private(path: Path) -> None:
+    """
+    Make the file for the owner alone where there is none; SQLite's side files take its mode.
+
+    A file that exists is not touched: to close any descriptor of it would drop the locks that
+    SQLite holds on it for this process, and another one would take it for abandoned.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise store_error("make", path, error) from error
 
 
 def _set_aside(path: Path) -> str:

@@ -39,8 +39,9 @@ _SLOWEST_S = 30.0
 class Supervisor:
     """Supervises the runs of one home until there are none; the caller holds its lock."""
 
-    def __init__(self, home: FlashHome, log: Any, *, worker: Sequence[str] = WORKER) -> None:
+    def __init__(self, home: FlashHome, log: Any, *, worker: Sequence[str], idle_s: float) -> None:
         self._home = home
+        self._idle_s = idle_s
         self._log = log
         self._records = Records(Database(home.database))
         self._secrets = RunSecrets(home)
@@ -59,7 +60,7 @@ class Supervisor:
         sweep_incoming(self._home)
         self._records.with_unfinished(self._secrets.sweep)
         idle_since_s = time.monotonic()
-        while time.monotonic() - idle_since_s < IDLE_S:
+        while time.monotonic() - idle_since_s < self._idle_s:
             runs = self._records.unfinished()
             for run in runs:
                 self._step(run)
@@ -92,7 +93,7 @@ class Supervisor:
         self._log.warning("trouble", run=run.id, error=message, next_try_s=pause_s)
 
 
-def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER) -> None:
+def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER, idle_s: float = IDLE_S) -> None:
     """Take the lock, or the one that was handed over, and supervise until there is no work."""
     log = _log()
     handed_over = os.environ.pop(LOCK_VARIABLE, None)
@@ -103,7 +104,7 @@ def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER) -> None:
     os.set_inheritable(lock, False)  # noqa: FBT003 - the standard library's signature
     log.info("supervising", home=str(home.root), pid=os.getpid())
     try:
-        supervisor = Supervisor(home, log, worker=worker)
+        supervisor = Supervisor(home, log, worker=worker, idle_s=idle_s)
         while lock is not None:
             supervisor.run()
             os.close(lock)
