@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any, cast
 
-from freesolo.datasets import Dataset, TaskExample, stable_example_id
-from freesolo.datasets.records import task_example_from_record
+from freesolo.datasets import Dataset, TaskExample
+from freesolo.datasets.records import load_task_examples
 from freesolo.environments import EnvironmentStepResult, EvalSuite, has_evaluations
 
 from flash.api import EnvironmentFault, Step, Task
 from flash_env_freesolo.faults import defined_at, faults_of
-from flash_env_freesolo.rows import find_splits, in_order, names, read_rows, rows_from_records
+from flash_env_freesolo.rows import (
+    as_row,
+    find_splits,
+    in_order,
+    names,
+    read_rows,
+    rows_from_records,
+)
 from flash_env_freesolo.scoring import Scorer, overridden
 
 if TYPE_CHECKING:
@@ -70,12 +78,12 @@ class FreesoloEnvironment:
         if split not in self._tasks:
             self._tasks[split] = tuple(
                 Task(
-                    id=example.id or stable_example_id(index),
+                    id=str(example.id),
                     input=example.input,
                     data=example,
                     metadata=dict(example.metadata),
                 )
-                for index, example in enumerate(self._examples(split))
+                for example in self._examples(split)
             )
         return self._tasks[split]
 
@@ -149,15 +157,20 @@ class FreesoloEnvironment:
         """
         Return the suites of `evaluations.py`, none where there is no such file.
 
-        Taken from its `load_evaluations(**params)`, or from its list `EVALUATIONS`.
+        Taken from its `load_evaluations(**params)`, which gets the SDK's environment where it
+        names `environment`, or from its list `EVALUATIONS`.
         """
         if not has_evaluations(self._package.folder):
             return []
         path = self._package.folder / "evaluations.py"
         with faults_of(self._package):
             module = self._package.load("evaluations")
-            if hasattr(module, "load_evaluations"):
-                suites = module.load_evaluations(**(params or {}))
+            factory = getattr(module, "load_evaluations", None)
+            if factory is not None:
+                arguments = dict(params or {})
+                if "environment" in inspect.signature(factory).parameters:
+                    arguments["environment"] = self._sdk
+                suites = factory(**arguments)
             else:
                 suites = getattr(module, "EVALUATIONS", None)
             if isinstance(suites, EvalSuite):
@@ -206,11 +219,14 @@ class FreesoloEnvironment:
             rows = rows.examples
         with faults_of(self._package):
             items = list(rows) if hasattr(rows, "__iter__") and not isinstance(rows, str) else rows
-        if isinstance(items, list) and any(isinstance(item, TaskExample) for item in items):
-            if not all(isinstance(item, TaskExample) for item in items):
-                raise EnvironmentFault(f"{place}: TaskExample and plain rows are mixed")
-            return items
-        return _examples(rows_from_records(items, place))
+        if not isinstance(items, list) or not items:
+            rows_from_records(items, place)  # says what is wrong with them
+        sources = [
+            item if isinstance(item, TaskExample) else as_row(item, f"{place}: row {number}").record
+            for number, item in enumerate(items, 1)
+        ]
+        examples: list[TaskExample] = load_task_examples(sources)
+        return examples
 
     def _messages(
         self, messages: Any, hook: Callable[..., Any], *, empty: bool = False
@@ -252,7 +268,8 @@ class FreesoloEnvironment:
 
 
 def _examples(rows: Sequence[Row]) -> list[TaskExample]:
-    return [task_example_from_record(row.record) for row in rows]
+    examples: list[TaskExample] = load_task_examples([row.record for row in rows])
+    return examples
 
 
 def _short(value: object) -> str:

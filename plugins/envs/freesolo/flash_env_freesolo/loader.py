@@ -64,7 +64,7 @@ class FreesoloLoader:
             prompt_text = _contract(package.folder, params)
             own_rows = _own_rows(package.folder, params, split)
             factory = _factory(package)
-            arguments = _arguments(factory, params, split)
+            arguments = _arguments(factory, _absolute(package.folder, params), split)
             environment = FreesoloEnvironment(
                 _call(factory, arguments, package),
                 package,
@@ -191,6 +191,12 @@ def _own_rows(
             f'{path}: there is no file for the split "{split}"', hint=f"add {split}.jsonl to it"
         )
     return lambda: read_rows(file)
+
+
+def _absolute(folder: Path, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the params with paths as the environment's own code can open them."""
+    paths = {"dataset_path", "contract_path"} & set(params)
+    return {**params, **{name: str(_inside(folder, params, name)) for name in paths}}
 
 
 def _inside(folder: Path, params: Mapping[str, Any], name: str) -> Path:

@@ -100,13 +100,14 @@ def rows_from_records(records: Any, place: str) -> list[Row]:
             f"{place}: expected a list of rows, got {type(records).__name__}",
             hint='write each row as {input = "…", output = "…"}',
         )
-    rows = [_row(record, f"{place}: row {number}") for number, record in enumerate(records, 1)]
+    rows = [as_row(record, f"{place}: row {number}") for number, record in enumerate(records, 1)]
     if not rows:
         raise EnvironmentFault(f"{place}: no rows", hint="give at least one row with an input")
     return rows
 
 
-def _row(record: Any, place: str) -> Row:
+def as_row(record: Any, place: str) -> Row:
+    """Return one row; a bare string is its input. `EnvironmentFault` says what it lacks."""
     if isinstance(record, str):
         record = {"input": record}
     if not isinstance(record, dict):
@@ -142,7 +143,7 @@ def _jsonl(path: Path, text: str) -> Iterator[Row]:
     # Not splitlines: JSON strings may hold U+2028 and its kin unescaped.
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
-            yield _row(_json(line.strip(), path, number), f"{path}:{number}")
+            yield as_row(_json(line.strip(), path, number), f"{path}:{number}")
 
 
 def _json_array(path: Path, text: str) -> Iterator[Row]:
@@ -155,7 +156,7 @@ def _json_array(path: Path, text: str) -> Iterator[Row]:
             hint='write [{"input": …}, …], or {"data": […]}, or one row a line in a .jsonl file',
         )
     for number, record in enumerate(content, 1):
-        yield _row(record, f"{path}: row {number}")
+        yield as_row(record, f"{path}: row {number}")
 
 
 def _csv(path: Path, text: str) -> Iterator[Row]:
@@ -174,7 +175,7 @@ def _csv(path: Path, text: str) -> Iterator[Row]:
                     f"{place}: the row has more cells than the header",
                     hint="quote cells that hold commas or line breaks",
                 )
-            yield _row(dict(record), place)
+            yield as_row(dict(record), place)
     except csv.Error as error:
         raise EnvironmentFault(f"{path}:{reader.line_num}: {error}") from error
 

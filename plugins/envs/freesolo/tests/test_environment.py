@@ -173,12 +173,13 @@ def test_of_two_files_of_one_split_the_second_is_named_as_not_read(build):
         'load_dataset([{"input": "a"}, {"input": "b"}])',
         'load_dataset([{"input": "a"}, {"input": "b"}]).examples',
         '({"input": text} for text in "ab")',
+        '[TaskExample(record={}, input="a", id="mine"), "b"]',
     ],
 )
 @pytest.mark.parametrize("attribute", ["dataset", "examples"])
 def test_rows_in_code_are_the_training_split_where_no_file_is(build, rows, attribute):
     source = dedent(SINGLE) + dedent(f"""
-        from freesolo.datasets import load_dataset
+        from freesolo.datasets import TaskExample, load_dataset
         def load_environment():
             env = Env()
             env.{attribute} = {rows}
@@ -187,6 +188,10 @@ def test_rows_in_code_are_the_training_split_where_no_file_is(build, rows, attri
     environment = build(source, {})
 
     assert [task.input for task in environment.tasks("train")] == ["a", "b"]
+    assert [task.data.id for task in environment.tasks("train")] == [
+        "example_000000",
+        "example_000001",
+    ]
     assert environment.splits() == ("train",)
     with pytest.raises(EnvironmentFault, match='no split "test"'):
         environment.tasks("test")
@@ -214,6 +219,12 @@ def test_dataset_path_names_a_file_or_a_folder(build, path):
     files = {"dataset/train.jsonl": '"a"', "other/rows.jsonl": '"x"', "other/train.jsonl": '"x"'}
 
     assert build(SINGLE, files, dataset_path=path).tasks("train")[0].input == "x"
+
+
+def test_the_factory_gets_paths_it_can_open(build, tmp_path):
+    environment = build(SINGLE, dataset_path="dataset/train.jsonl")
+
+    assert environment._sdk.params == {"dataset_path": str(tmp_path / "dataset" / "train.jsonl")}
 
 
 @pytest.mark.parametrize("path", ["../secrets.jsonl", "/etc/passwd"])
@@ -490,16 +501,19 @@ EVALUATIONS = """
 from environment import load_environment
 from freesolo.datasets import load_dataset
 from freesolo.environments import EnvironmentEvalSuite
-def load_evaluations():
+def load_evaluations(environment=None, **params):
     cases = load_dataset([{"input": "1+1", "output": "2"}]).examples
-    return [EnvironmentEvalSuite(load_environment(), cases, name="held out")]
+    scorer = environment or load_environment()
+    return [EnvironmentEvalSuite(scorer, cases, name="held out")]
 """
 
 
 def test_evaluation_suites_import_beside_the_environment(build):
     files = {"dataset/train.jsonl": '"a"', "evaluations.py": EVALUATIONS}
-    (suite,) = build(SINGLE, files).suites()
+    environment = build(SINGLE, files)
+    (suite,) = environment.suites()
 
+    assert suite.environment is environment._sdk
     assert suite.name == "held out"
     assert [suite.score(case, "2").score for case in suite.cases()] == [1.0]
 
