@@ -189,6 +189,7 @@ def test_everything_lies_in_the_runs_store_closed_to_others(followed):
     assert folder.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_a_second_attempt_continues_under_the_same_id(tmp_path):
     follow(tmp_path)
     first = set((tmp_path / "store").rglob("*.wandb"))
