@@ -125,3 +125,7 @@ def test_every_flash_command_in_the_readme_parses():
         ).stdout
         for option in (word.split("=")[0] for word in words[2:] if word.startswith("-")):
             assert option in shown, f"{line}: {verb} --help does not list {option}"
+
+
+def test_the_reference_pages_say_what_the_code_says():
+    subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, check=True)
