@@ -27,7 +27,9 @@ from flash.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from flash.environments import Located
     from flash.home import FlashHome
+    from flash.spec.model import EnvironmentTable
 
 _LOG_LINES = 20
 
@@ -73,6 +75,18 @@ def call(
             f"the {task} process ended without an answer (exit code {code})",
             hint="its last lines:\n" + "\n".join(tail) if tail else None,
         )
+
+
+def environment_request(table: EnvironmentTable, located: Located) -> dict[str, Any]:
+    """Return what a task is told of its environment; `located` has been fetched."""
+    return {
+        "plugin": located.plugin,
+        "folder": str(located.folder),
+        "params": table.params,
+        "pip": list(table.pip),
+        "split": table.split,
+        "secrets": list(table.secrets),
+    }
 
 
 def _converse(

@@ -29,7 +29,8 @@ class Job:
         spec: the resolved spec as plain data.
         plugins: `kind/name` -> distribution and version, of each plugin that takes part.
         algorithm: import string of the worker entry.
-        environment: plugin, reference, revision and digest of the snapshot.
+        environment: plugin, reference and digest of the snapshot, and the revision where it was
+            fetched.
         model: id, and the plugin that brings it.
         provider: names of the places where it may run, in order.
         sinks: names of the sinks.
@@ -46,7 +47,7 @@ class Job:
     spec: dict[str, Any]
     plugins: dict[str, dict[str, str]]
     algorithm: str
-    environment: dict[str, str | None]
+    environment: dict[str, str]
     model: dict[str, str]
     provider: tuple[str, ...]
     sinks: tuple[str, ...]
@@ -127,8 +128,8 @@ def make_job(plan: Plan, host: PluginHost, *, run: str, digest: str) -> Job:
         environment={
             "plugin": plan.environment.plugin,
             "reference": plan.environment.reference,
-            "revision": plan.environment.revision,
             "digest": digest,
+            **({"revision": plan.environment.revision} if plan.environment.revision else {}),
         },
         model={"id": plan.model.id, "plugin": plan.model.plugin},
         provider=tuple(plan.providers),

@@ -162,18 +162,12 @@ def _base_model(app: App, text: str) -> Target:
 def _elsewhere(app: App, reference: str) -> dict[str, Any]:
     """Return the environment that --environment names, loaded without params."""
     from flash.environments import locate
+    from flash.foreground import environment_request
     from flash.spec.model import EnvironmentTable
 
     table = EnvironmentTable(id=reference)
     located = locate(table, Path.cwd(), app.host, app.home)
-    return {
-        "plugin": located.plugin,
-        "folder": str(located.folder),
-        "params": table.params,
-        "pip": list(table.pip),
-        "split": table.split,
-        "secrets": list(table.secrets),
-    }
+    return environment_request(table, located)
 
 
 def _show(result: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 The one place that prints.
 
     out("saved", bold=True)           a line on stdout
+    marked([("said: ", False), ("yes", True)])   one text, parts of it marked
     note("starting the supervisor")   a line on stderr: progress, notices
     warn("…", hint="…")               `warning:` and `hint:` lines on stderr
     fail(error, debug=app.debug)      `error:` and `hint:` lines on stderr; returns the exit code
@@ -78,6 +79,17 @@ def out(text: str = "", *, fg: str | None = None, bold: bool = False, dim: bool 
     if (fg or bold or dim) and _colours(sys.stdout):
         text = click.style(text, fg=fg, bold=bold or None, dim=dim or None)
     click.echo(text)
+
+
+def marked(pieces: Iterable[tuple[str, bool]]) -> None:
+    """Print pieces of one text on stdout, the marked ones green, or in ⟦ ⟧ without colour."""
+    coloured = _colours(sys.stdout)
+    for text, mark in pieces:
+        shown = clean(text)
+        if mark:
+            shown = click.style(shown, fg="green") if coloured else f"⟦{shown}⟧"
+        click.echo(shown, nl=False)
+    click.echo()
 
 
 def note(text: str) -> None:

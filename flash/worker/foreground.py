@@ -105,21 +105,9 @@ def _evaluate(
 ) -> dict[str, Any]:
     from flash.evaluate import Evaluation, evaluate
 
-    home = FlashHome.from_environment()
-    host = PluginHost.default(home)
     environment = environment_of(request["environment"], secrets, report)
-    plugin = request["model"]["plugin"]
-    declared = host.get("model", plugin).secrets
-    model, _ = open_model(
-        host,
-        home,
-        plugin=plugin,
-        model=request["model"]["id"],
-        secrets={name: value for name, value in secrets.items() if name in declared},
-        report=report,
-    )
     asked = Evaluation(
-        model=model,
+        model=_model_of(request["model"], secrets, report),
         adapter=Path(request["adapter"]) if request["adapter"] else None,
         trained_on=request["environment"]["split"],
         **request["settings"],
@@ -132,7 +120,33 @@ def _preview(
 ) -> dict[str, Any]:
     from flash.training.preview import preview
 
-    return preview(request, environment_of(request["environment"], secrets, report), report)
+    environment = environment_of(request["environment"], secrets, report)
+    rows = preview(
+        environment,
+        split=request["split"],
+        model=_model_of(request["model"], secrets, report),
+        thinking=request["thinking"],
+        count=request["count"],
+    )
+    return {"rows": rows}
+
+
+def _model_of(
+    named: Mapping[str, str], secrets: Mapping[str, str], report: Callable[[str], None]
+) -> Path:
+    """Return the folder of the model that a request names by id and plugin."""
+    home = FlashHome.from_environment()
+    host = PluginHost.default(home)
+    declared = host.get("model", named["plugin"]).secrets
+    folder, _ = open_model(
+        host,
+        home,
+        plugin=named["plugin"],
+        model=named["id"],
+        secrets={name: value for name, value in secrets.items() if name in declared},
+        report=report,
+    )
+    return folder
 
 
 _TASKS = {"check": _check, "evaluate": _evaluate, "preview": _preview}

@@ -47,7 +47,8 @@ def load_environment(  # noqa: PLR0913 - the parts of one [environment] table
     record = host.get("environment", plugin)
     with boundary(plugin, "load the environment"):
         loader = record.make(plugin_context(home, plugin, {}))
-        return loader.load(folder, params=params, split=split)
+        loaded: Environment = loader.load(folder, params=params, split=split)
+    return loaded
 
 
 def open_model(

@@ -105,7 +105,6 @@ class Shell:
             environment={
                 "plugin": "freesolo",
                 "reference": ".",
-                "revision": None,
                 "digest": folder_digest(self.environment),
             },
             model={"id": str(model), "plugin": "hub"},

@@ -1,0 +1,67 @@
+"""`flash env`: look at an environment before anything is trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flash.cli.app import App, pass_app
+from flash.cli.output import marked, note, out, print_json
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.group()
+def env() -> None:
+    """Look at an environment: preview its rows."""
+
+
+@env.command()
+@click.argument("path", metavar="CONFIG", type=_FILE)
+@click.option("-n", "count", type=click.IntRange(min=1), default=3, help="Rows; default: 3.")
+@click.option("--split", help="Default: the split that CONFIG trains on.")
+@click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Set one value of CONFIG.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@pass_app
+def preview(
+    app: App, path: Path, count: int, split: str | None, sets: tuple[str, ...], *, as_json: bool
+) -> None:
+    """
+    Show some rows as the model will see them.
+
+    The tokens that carry the loss are coloured, or stand in ⟦ ⟧ where there is no colour.
+    """
+    from flash import foreground
+    from flash.plan import make_plan
+    from flash.spec.resolve import resolve
+    from flash.spec.secrets import SecretFinder
+
+    resolved = resolve(path, overlays=(), sets=sets, host=app.host)
+    plan = make_plan(resolved, app.host, app.home)
+    spec = plan.check()
+    assert plan.environment is not None  # noqa: S101 - a plan without errors has both
+    assert plan.model is not None  # noqa: S101
+    finder = SecretFinder(app.host, [resolved.base, Path.cwd()])
+    shown = foreground.call(
+        "preview",
+        {
+            "environment": foreground.environment_request(spec.environment, plan.environment),
+            "model": {"id": plan.model.id, "plugin": plan.model.plugin},
+            "split": split or spec.environment.split,
+            "thinking": spec.thinking,
+            "count": count,
+        },
+        home=app.home,
+        secrets=finder.require(
+            spec.environment.secrets, app.host.get("model", plan.model.plugin).secrets
+        ),
+        progress=note,
+    )["rows"]
+    if as_json:
+        print_json(shown)
+        return
+    for row in shown:
+        out(f"{row['row']}: {row['tokens']} tokens, {row['trained']} trained", bold=True)
+        marked(row["pieces"])
+        out()
