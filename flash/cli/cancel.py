@@ -5,7 +5,6 @@ from __future__ import annotations
 import click
 
 from flash.cli.app import App, pass_app
-from flash.cli.follow import FINAL
 from flash.cli.output import out, print_json
 
 
@@ -17,23 +16,21 @@ def cancel(app: App, run: str, *, as_json: bool) -> None:
     """
     Stop RUN and keep its checkpoints.
 
-    The worker is asked to save a checkpoint and stop; it is killed with all it started when it
-    does not. Cancelling a run that has ended changes nothing.
+    The worker is asked to save a checkpoint and stop; after ten seconds it is killed with all
+    that it started. A run that has ended stays as it is.
     """
     from flash.plane.plane import Plane
 
-    plane = Plane(app.home, app.host)
+    plane = Plane(app.home)
     before = plane.find(run)
-    if before.state not in FINAL:
-        plane.cancel(before.id)
-    after = plane.run(before.id)
+    after = plane.cancel(before.id)
     if as_json:
         print_json(
-            {"run": after.id, "state": after.state, "cancel_requested": before.state not in FINAL}
+            {"run": after.id, "state": after.state, "cancel_requested": after.cancel_requested}
         )
-    elif before.state in FINAL:
+    elif before.final:
         out(f"{before.id} has ended already: {before.state}")
-    elif after.state in FINAL:
+    elif after.final:
         out(f"{after.id} {after.state}")
     else:
         out(f"{after.id} is being stopped; flash status {after.id} --follow shows it end")

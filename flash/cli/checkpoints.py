@@ -21,13 +21,13 @@ def checkpoints(app: App, run: str, *, as_json: bool) -> None:
     """List the complete checkpoints of RUN; `best` has the lowest held-out loss."""
     from flash.plane.plane import Plane
 
-    plane = Plane(app.home, app.host)
+    plane = Plane(app.home)
     record = plane.find(run)
     found = list_checkpoints(plane, record.id)
     if as_json:
         print_json(found)
     elif not found:
-        note(f"{record.id} has no complete checkpoint yet")
+        note(f"{record.id} has no complete checkpoint")
     else:
         table(
             ("checkpoint", "held-out loss", "size", ""),

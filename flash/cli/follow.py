@@ -1,88 +1,127 @@
 """
-Following a run: a live view on a terminal, plain lines elsewhere.
+Following a run: a live view on a terminal, plain lines elsewhere, or nothing but the wait.
 
-It only reads. Ctrl-C leaves the run as it is and says how to come back.
+Following only reads. Ctrl-C leaves the run as it is and says how to come back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from flash.cli import output
 from flash.cli.progress import Progress, duration, metric_line
-from flash.plane.tail import EventTail
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
-    from flash.plane.plane import Plane
-    from flash.plane.runs import Run
+    from rich.console import RenderableType
+    from rich.live import Live
+
+    from flash.plane.plane import Plane, Update
+    from flash.plane.runs import Attempt, Run
     from flash.values import Event
 
 INTERRUPTED = 130
-FINAL = frozenset({"done", "failed", "cancelled"})
-_POLL_S = 0.25
 _LINE_EVERY_S = 2.0
-_SPARKLINE_WIDTH = 40
+_BAR_WIDTH = 60
+SPARKLINE_WIDTH = 40
 
 
-def follow(plane: Plane, run: str) -> int:
+class View(Protocol):
+    """What is shown of a run that is followed, update by update."""
+
+    def show(self, update: Update) -> None:
+        """Take the next update."""
+
+
+def follow(plane: Plane, run: str, view: AbstractContextManager[View]) -> int:
     """
     Show the run until it ends and return the exit code: 0 when it is done, 1 when it is not.
 
     Ctrl-C returns 130 and leaves the run going.
     """
     try:
-        final = _watch_live(plane, run) if output.is_terminal() else _watch_lines(plane, run)
+        with view as shown:
+            for update in plane.follow(run):
+                shown.show(update)
     except KeyboardInterrupt:
-        output.note(f"detached; the run {run} goes on")
-        output.note(f"  flash status {run} --follow   come back to it")
-        output.note(f"  flash cancel {run}            stop it")
-        return INTERRUPTED
-    return 0 if final.state == "done" else 1
+        return detach(run)
+    return 0 if update.run.state == "done" else 1
 
 
-def _watch_lines(plane: Plane, run: str) -> Run:
-    """Print a line an event; of metrics, the first, the last and one every two seconds."""
-    tail, progress = EventTail(plane.store(run)), Progress()
-    state, shown_s, waiting = "", 0.0, False
-    while True:
-        # The record first: what was written before the run ended is then read below.
-        record = plane.run(run)
-        if record.state != state:
-            state = record.state
-            output.out(f"{run} {state}")
-        for attempt, event in tail.read():
-            progress.take([(attempt, event)])
-            if event.type != "metric":
-                _print_event(event)
-                continue
-            due = time.monotonic() - shown_s >= _LINE_EVERY_S
-            waiting = not due
-            if due:
-                output.out(metric_line(progress))
-                shown_s = time.monotonic()
-        if state in FINAL:
-            if waiting:
-                output.out(metric_line(progress))
-            return record
-        time.sleep(_POLL_S)
+def detach(run: str) -> int:
+    """Say how to come back to a run that goes on; return the exit code of Ctrl-C."""
+    output.note(f"detached; the run {run} goes on")
+    output.note(f"  flash status {run} --follow   come back to it")
+    output.note(f"  flash cancel {run}            stop it")
+    return INTERRUPTED
 
 
-def _print_event(event: Event) -> None:
-    if event.type == "warning":
-        output.warn(event.data["message"])
-    elif (text := _sentence(event)) is not None:
-        output.out(text)
+def progress_view() -> AbstractContextManager[View]:
+    """Return the view of a run's progress that suits where stdout goes."""
+    return live_view() if output.is_terminal() else contextlib.nullcontext(Lines())
 
 
-def _sentence(event: Event) -> str | None:
+class Silence:
+    """Shows nothing: for callers that print the end as JSON."""
+
+    def show(self, update: Update) -> None:
+        """Show nothing."""
+
+
+class Lines:
+    """A line for what happens; of metrics, the first, the last and one every two seconds."""
+
+    def __init__(self) -> None:
+        self._progress = Progress()
+        self._state = ""
+        self._waiting: str | None = None
+        self._ended = 0
+        self._metric_s = float("-inf")
+        self._metric_due = False
+
+    def show(self, update: Update) -> None:
+        """Print what is new."""
+        self._show_state(update.run)
+        for attempt, event in update.events:
+            self._progress.take([(attempt, event)])
+            if event.type == "metric":
+                self._metric_due = True
+                if time.monotonic() - self._metric_s >= _LINE_EVERY_S:
+                    self._show_metric()
+            elif (text := sentence(event)) is not None:
+                (output.warn if event.type == "warning" else output.out)(text)
+        for text in retries(update.attempts, self._ended):
+            self._ended += 1
+            output.warn(text)
+        if update.run.final:
+            self._show_metric()
+            output.out(f"{update.run.id} {update.run.state}")
+
+    def _show_state(self, run: Run) -> None:
+        if run.state != self._state and not run.final:
+            self._state = run.state
+            output.out(f"{run.id} {run.state}")
+        if run.waiting != self._waiting:
+            self._waiting = run.waiting
+            if run.waiting:
+                output.out(f"waiting: {run.waiting}")
+
+    def _show_metric(self) -> None:
+        if self._metric_due:
+            output.out(metric_line(self._progress))
+            self._metric_s, self._metric_due = time.monotonic(), False
+
+
+def sentence(event: Event) -> str | None:
     """Return the line for an event other than a metric, or None for one that needs no line."""
     data = event.data
     if event.type == "phase":
         return f"phase: {data['name']}"
-    if event.type == "log":
+    if event.type in {"log", "warning"}:
         return str(data["message"])
     if event.type == "checkpoint":
         return f"checkpoint at step {data['step']}"
@@ -91,46 +130,95 @@ def _sentence(event: Event) -> str | None:
     return None
 
 
-def _watch_live(plane: Plane, run: str) -> Run:
+def retries(attempts: Sequence[Attempt], known: int) -> Iterator[str]:
+    """Yield a line for each attempt beyond the first `known` that another one has followed."""
+    for attempt in attempts[known:-1]:
+        why = f" ({attempt.detail})" if attempt.detail else ""
+        yield f"attempt {attempt.number} ended as {attempt.outcome}{why}; the run was started again"
+
+
+@contextlib.contextmanager
+def live_view() -> Iterator[View]:
+    """Give a view that redraws itself in place, with what happened scrolling by above it."""
     from rich.live import Live
 
-    tail, progress = EventTail(plane.store(run)), Progress()
     console = output.console()
-    with Live(console=console, refresh_per_second=8, transient=False) as live:
-        while True:
-            record = plane.run(run)
-            for attempt, event in tail.read():
-                progress.take([(attempt, event)])
-                if event.type in {"warning", "log", "checkpoint", "evaluation"}:
-                    text = _sentence(event) or f"warning: {event.data['message']}"
-                    console.print(
-                        output.clean(text), style="yellow" if event.type == "warning" else "dim"
-                    )
-            live.update(_panel(record, progress))
-            if record.state in FINAL:
-                return record
-            time.sleep(_POLL_S)
+    with Live(console=console, refresh_per_second=8) as live:
+        yield _Live(live)
 
 
-def _panel(record: Run, progress: Progress) -> RenderableType:
+class _Live:
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._progress = Progress()
+        self._ended = 0
+
+    def show(self, update: Update) -> None:
+        for attempt, event in update.events:
+            self._progress.take([(attempt, event)])
+            if event.type not in {"metric", "phase"} and (text := sentence(event)) is not None:
+                self._say(text, "yellow" if event.type == "warning" else "dim")
+        for text in retries(update.attempts, self._ended):
+            self._ended += 1
+            self._say(text, "yellow")
+        self._live.update(panel(update.run, self._progress))
+
+    def _say(self, text: str, style: str) -> None:
+        self._live.console.print(output.clean(text), style=style)
+
+
+def panel(run: Run, progress: Progress) -> RenderableType:
     """Return the live lines: state and phase, a bar, the numbers, the curve."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.text import Text
 
-    phase = f" · {progress.phase}" if progress.phase and record.state == "running" else ""
-    elapsed = duration((record.finished_s or time.time()) - record.created_s)
-    lines: list[RenderableType] = [
-        Text(
-            f"{record.id}  {record.state}{output.clean(phase, lines=False)}  {elapsed}",
-            style="bold",
-        )
-    ]
+    phase = f" · {progress.phase}" if progress.phase and run.state == "running" else ""
+    took = duration((run.finished_s or time.time()) - run.created_s)
+    head = output.clean(f"{run.id}  {run.state}{phase}  {took}", lines=False)
+    lines: list[RenderableType] = [Text(head, style="bold")]
+    if run.waiting:
+        lines.append(Text(output.clean(f"waiting: {run.waiting}", lines=False)))
     if progress.step is not None and progress.total:
-        lines.append(ProgressBar(total=progress.total, completed=progress.step, width=60))
-        lines.append(Text(metric_line(progress)))
-        curve = progress.sparkline(_SPARKLINE_WIDTH)
-        first = progress.losses[min(progress.losses)] if progress.losses else None
-        if curve and first is not None:
-            lines.append(Text(f"loss {first:.3f} {curve}", style="cyan"))
+        bar = ProgressBar(total=progress.total, completed=progress.step, width=_BAR_WIDTH)
+        lines += [bar, Text(metric_line(progress))]
+    if progress.losses:
+        first = progress.losses[min(progress.losses)]
+        curve = progress.sparkline(SPARKLINE_WIDTH)
+        lines.append(Text(f"loss {first:.3f} {curve}", style="cyan"))
     return Group(*lines)
+
+
+class Log:
+    """The log of a run as it grows, each attempt's under a line that names it."""
+
+    def __init__(self, plane: Plane, run: str) -> None:
+        self._plane = plane
+        self._run = run
+        self._attempt = 0
+        self._offset = 0
+
+    def show(self, update: Update) -> None:
+        """Print what was written since."""
+        for attempt in update.attempts:
+            if attempt.number > self._attempt:
+                self._print_rest()
+                self._attempt, self._offset = attempt.number, 0
+                if attempt.number > 1:
+                    output.note(f"attempt {attempt.number}")
+        self._print_rest(to_the_end=update.run.final)
+
+    def _print_rest(self, *, to_the_end: bool = True) -> None:
+        """Print whole lines, and to the end also a last one that has no end."""
+        if not self._attempt:
+            return
+        path = self._plane.log(self._run, self._attempt)
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            content = file.read()
+        end = len(content) if to_the_end else content.rfind(b"\n") + 1
+        self._offset += end
+        for line in content[:end].decode("utf-8", "replace").splitlines():
+            output.out(line)

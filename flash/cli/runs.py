@@ -20,7 +20,7 @@ def runs(app: App, *, as_json: bool) -> None:
     """List the runs, newest first."""
     from flash.plane.plane import Plane
 
-    found = Plane(app.home, app.host).runs()
+    found = Plane(app.home).runs()
     if as_json:
         print_json(
             [
@@ -38,7 +38,7 @@ def runs(app: App, *, as_json: bool) -> None:
             ]
         )
     elif not found:
-        note("no runs yet; start one with: flash train CONFIG")
+        note("there is no run yet; flash train CONFIG starts one")
     else:
         now = time.time()
         table(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flash.cli.app import App
-from flash.cli.follow import FINAL, follow
-from flash.cli.output import out, print_json
+from flash.cli.app import App, pass_app
+from flash.cli.follow import SPARKLINE_WIDTH, Log, Silence, follow, progress_view
+from flash.cli.output import note, out, print_json
 from flash.cli.progress import Progress, duration, metric_line
 from flash.cli.runs import COLOURS
-from flash.plane.tail import EventTail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,47 +21,59 @@ if TYPE_CHECKING:
     from flash.plane.plane import Plane
     from flash.plane.runs import Run
 
-_SPARKLINE_WIDTH = 40
 _TAIL_LINES = 20
-_TAIL_BYTES = 1 << 16
 
 
 @click.command()
 @click.argument("run")
 @click.option("--logs", is_flag=True, help="Print the log of the newest attempt.")
 @click.option("-f", "--follow", "following", is_flag=True, help="Follow the run to its end.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON; with --follow, at the end.")
+@pass_app
 @click.pass_context
-def status(ctx: click.Context, run: str, *, logs: bool, following: bool, as_json: bool) -> None:
+def status(
+    ctx: click.Context, app: App, run: str, *, logs: bool, following: bool, as_json: bool
+) -> None:
     """
     Show how RUN is doing; follow it, read its log.
 
-    RUN is an id, a unique prefix of one, or `last`. With --follow the exit code is 0 when the run
-    ends well and 1 when it does not.
+    RUN is an id, the start of one, or `last`. With --follow, the exit code is 0 when the run ends
+    well and 1 when it does not.
     """
     from flash.plane.plane import Plane
 
-    app = ctx.ensure_object(App)
-    plane = Plane(app.home, app.host)
+    plane = Plane(app.home)
     record = plane.find(run)
-    if following and not as_json:
-        code = follow(plane, record.id)
-        if code in (0, 1):
-            show_status(plane, plane.run(record.id))
-        ctx.exit(code)
+    plane.supervise()
+    if following and logs:
+        ctx.exit(follow(plane, record.id, contextlib.nullcontext(Log(plane, record.id))))
+    if following:
+        ctx.exit(follow_to_the_end(plane, record.id, as_json=as_json))
     if as_json:
         print_json(describe(plane, record))
     elif logs:
-        path = newest_log(plane, record.id)
-        out(path.read_text("utf-8", "replace").rstrip("\n") if path else "the run has no log yet")
+        _print_log(plane, record.id)
     else:
         show_status(plane, record)
+
+
+def follow_to_the_end(plane: Plane, run: str, *, as_json: bool) -> int:
+    """Follow the run, then print how it ended; return the exit code."""
+    view = contextlib.nullcontext(Silence()) if as_json else progress_view()
+    code = follow(plane, run, view)
+    record = plane.run(run)
+    if record.final:
+        if as_json:
+            print_json(describe(plane, record))
+        else:
+            show_status(plane, record)
+    return code
 
 
 def describe(plane: Plane, record: Run) -> dict[str, Any]:
     """Return what `--json` prints; the keys are the contract."""
     progress = _progress(plane, record.id)
-    final = plane.final_adapter(record.id)
+    final = plane.final(record.id)
     return {
         "run": record.id,
         "state": record.state,
@@ -71,6 +83,7 @@ def describe(plane: Plane, record: Run) -> dict[str, Any]:
                 "number": attempt.number,
                 "state": attempt.state,
                 "provider": attempt.provider,
+                "offer": attempt.offer,
                 "outcome": attempt.outcome,
                 "exit_code": attempt.exit_code,
                 "detail": attempt.detail,
@@ -80,6 +93,7 @@ def describe(plane: Plane, record: Run) -> dict[str, Any]:
             }
             for attempt in plane.attempts(record.id)
         ],
+        "waiting": record.waiting,
         "phase": progress.phase,
         "step": progress.step,
         "total": progress.total,
@@ -87,10 +101,11 @@ def describe(plane: Plane, record: Run) -> dict[str, Any]:
         "evaluation": progress.evaluation,
         "losses": [[step, loss] for step, loss in sorted(progress.losses.items())],
         "warnings": progress.warnings,
-        "adapter": str(final) if final else None,
+        "adapter": str(final.adapter) if final else None,
         "store": str(plane.store(record.id)),
         "error": record.error,
         "hint": record.hint,
+        "cancel_requested": record.cancel_requested,
         "created_s": record.created_s,
         "updated_s": record.updated_s,
         "finished_s": record.finished_s,
@@ -98,7 +113,7 @@ def describe(plane: Plane, record: Run) -> dict[str, Any]:
 
 
 def show_status(plane: Plane, record: Run) -> None:
-    """Print the status for people: for a failed run the reason first, for any what to do next."""
+    """Print the status for people: of a failed run the reason first, of any what to do next."""
     progress = _progress(plane, record.id)
     if record.state == "failed":
         _show_failure(plane, record)
@@ -115,13 +130,15 @@ def show_status(plane: Plane, record: Run) -> None:
 
 def _facts(plane: Plane, record: Run, progress: Progress) -> Iterator[str]:
     yield f"{record.spec['algorithm']} of {record.spec['model']}"
-    if record.state == "queued" and record.waiting:
+    if record.cancel_requested and not record.final:
+        yield "it is being stopped"
+    if record.waiting and not record.final:
         yield f"waiting: {record.waiting}"
-    if record.state not in FINAL and progress.phase:
+    if progress.phase and not record.final:
         yield f"phase: {progress.phase}"
     if progress.step is not None:
         yield metric_line(progress)
-        yield f"loss  {progress.sparkline(_SPARKLINE_WIDTH)}"
+        yield f"loss  {progress.sparkline(SPARKLINE_WIDTH)}"
     if progress.evaluation.get("loss") is not None:
         step, loss = progress.evaluation["step"], progress.evaluation["loss"]
         yield f"held-out loss {loss:.4f} at step {step}"
@@ -131,58 +148,57 @@ def _facts(plane: Plane, record: Run, progress: Progress) -> Iterator[str]:
             detail = f": {attempt.detail}" if attempt.detail else ""
             ended = attempt.outcome or attempt.state
             yield f"attempt {attempt.number} on {attempt.provider}: {ended}{detail}"
-    final = plane.final_adapter(record.id)
+    final = plane.final(record.id)
     if final:
-        yield f"adapter: {final}"
+        yield f"adapter: {final.adapter}"
 
 
 def _show_failure(plane: Plane, record: Run) -> None:
-    out(f"error: {record.error or 'the run failed without a word'}", fg="red", bold=True)
+    from flash.plane.store import tail_lines
+
+    out(f"error: {record.error}", fg="red", bold=True)
     if record.hint:
         out(f"hint: {record.hint}")
-    log = newest_log(plane, record.id)
+    log = _newest_log(plane, record.id)
     if log is not None:
         out()
-        for line in _last_lines(log):
+        for line in tail_lines(log, _TAIL_LINES):
             out(f"  | {line}", dim=True)
         out(f"full log: {log}")
     out()
 
 
-def newest_log(plane: Plane, run: str) -> Path | None:
+def _print_log(plane: Plane, run: str) -> None:
+    log = _newest_log(plane, run)
+    if log is None:
+        note("the run has no log yet")
+        return
+    with log.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            out(line.rstrip("\n"))
+
+
+def _newest_log(plane: Plane, run: str) -> Path | None:
     """Return the log of the newest attempt that has one."""
-    logs = [
-        plane.store(run) / "attempts" / str(attempt.number) / "worker.log"
-        for attempt in plane.attempts(run)
-    ]
-    return next((log for log in reversed(logs) if log.exists()), None)
-
-
-def _last_lines(log: Path) -> list[str]:
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - _TAIL_BYTES))
-        return file.read().decode("utf-8", "replace").splitlines()[-_TAIL_LINES:]
+    logs = (plane.log(run, attempt.number) for attempt in reversed(plane.attempts(run)))
+    return next((log for log in logs if log.exists()), None)
 
 
 def _progress(plane: Plane, run: str) -> Progress:
     progress = Progress()
-    progress.take(EventTail(plane.store(run)).read())
+    progress.take(plane.events(run))
     return progress
 
 
-def _next_steps(plane: Plane, record: Run) -> list[tuple[str, str]]:
+def _next_steps(plane: Plane, record: Run) -> Iterator[tuple[str, str]]:
     run = record.id
     if record.state == "done":
-        return [
-            (f"flash eval {run}", "score it on held-out rows"),
-            (f"flash checkpoints {run}", "the steps that were saved"),
-        ]
-    if record.state not in FINAL:
-        return [
-            (f"flash status {run} --follow", "watch it"),
-            (f"flash cancel {run}", "stop it and keep its checkpoints"),
-        ]
-    steps = [(f"flash status {run} --logs", "the whole log")]
-    if plane.checkpoints(run):
-        steps.append((f"flash checkpoints {run}", "what was saved; any step can be evaluated"))
-    return steps
+        yield f"flash eval {run}", "score it on held-out rows"
+        yield f"flash checkpoints {run}", "the steps that were saved"
+    elif not record.final:
+        yield f"flash status {run} --follow", "watch it"
+        yield f"flash cancel {run}", "stop it and keep its checkpoints"
+    else:
+        yield f"flash status {run} --logs", "the whole log"
+        if plane.checkpoints(run):
+            yield f"flash checkpoints {run}", "what was saved; any step can be evaluated"

@@ -1,0 +1,165 @@
+"""`flash train`: from a TOML file to a run, checked before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from flash.cli.app import App, pass_app
+from flash.cli.output import note, out, print_json, table, warn
+from flash.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flash.plan import Plan
+    from flash.plane.plane import Plane
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("path", metavar="CONFIG", type=_FILE)
+@click.option(
+    "--config",
+    "overlays",
+    metavar="FILE",
+    type=_FILE,
+    multiple=True,
+    help="Lay FILE over CONFIG; of several, later ones win.",
+)
+@click.option(
+    "--set",
+    "sets",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Set one value, such as train.epochs=2; wins over every file.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would run; start nothing.")
+@click.option("--background", is_flag=True, help="Submit, and do not follow.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing meanwhile.")
+@pass_app
+@click.pass_context
+def train(  # noqa: PLR0913 - one parameter an option
+    ctx: click.Context,
+    app: App,
+    path: Path,
+    overlays: tuple[Path, ...],
+    sets: tuple[str, ...],
+    *,
+    dry_run: bool,
+    background: bool,
+    as_json: bool,
+) -> None:
+    """
+    Train an adapter as CONFIG says.
+
+    CONFIG is checked first, and the environment loaded once; nothing starts while something is
+    wrong. Then the run is followed. It goes on without this command: Ctrl-C only stops following.
+    The exit code is 0 when the run is done, 1 when it ends in any other way.
+    """
+    from flash.plan import make_plan
+    from flash.plane.plane import Plane
+    from flash.spec.resolve import resolve
+    from flash.spec.secrets import SecretFinder
+
+    resolved = resolve(path, overlays=overlays, sets=sets, host=app.host)
+    plan = make_plan(
+        resolved,
+        app.host,
+        app.home,
+        find_run=lambda reference: Plane(app.home).adapter(reference),
+        offline=dry_run,
+    )
+    if dry_run:
+        ctx.exit(_show_plan(plan, as_json=as_json))
+    plan.check()
+    for problem in plan.problems:
+        warn(str(problem))
+    secrets = SecretFinder.beside(resolved.base, app.host).require(plan.secrets)
+    plane = Plane(app.home)
+    run = _submit(app, plane, plan, secrets, progress=_silent if as_json else note)
+    ctx.exit(_go_on(plane, run, background=background, as_json=as_json))
+
+
+def _show_plan(plan: Plan, *, as_json: bool) -> int:
+    """Print what would run and return the exit code; raises for a plan that would not."""
+    from flash.dry_run import dry_run_json, dry_run_rows
+
+    if as_json:
+        print_json(dry_run_json(plan))
+        return SpecError(plan.errors).exit_code if plan.errors else 0
+    plan.check()
+    table(
+        ("setting", "value", "from", "why"),
+        [(row.path, row.value, row.source, row.reason) for row in dry_run_rows(plan)],
+    )
+    out()
+    if plan.need is not None:
+        steps = f"{plan.need.steps} steps, " if plan.need.steps else ""
+        out(f"{steps}about {plan.need.memory_gib:.1f} GiB of memory")
+    out("nothing was started")
+    for problem in plan.problems:
+        warn(str(problem))
+    return 0
+
+
+def _submit(
+    app: App,
+    plane: Plane,
+    plan: Plan,
+    secrets: Mapping[str, str],
+    *,
+    progress: Callable[[str], None],
+) -> str:
+    """Load the environment in a process of its own, submit the job, and return its run's id."""
+    from flash import foreground
+    from flash.environments import folder_digest
+    from flash.job import make_job
+    from flash.plane.ids import new_run_id
+
+    located, table = plan.environment, plan.check().environment
+    if located is None or located.folder is None:
+        message = "a plan that was made to be submitted has its environment here"
+        raise AssertionError(message)
+    # Before the check, so that what is submitted is what was checked, or is refused.
+    digest = folder_digest(located.folder)
+    progress("checking the environment")
+    foreground.call(
+        "check",
+        {
+            "plugin": located.plugin,
+            "folder": str(located.folder),
+            "params": table.params,
+            "split": table.split,
+            "pip": list(table.pip),
+            "secrets": list(table.secrets),
+        },
+        home=app.home,
+        secrets={name: secrets[name] for name in table.secrets},
+        progress=progress,
+    )
+    job = make_job(plan, app.host, run=new_run_id(), digest=digest)
+    progress(f"submitting run {job.run}")
+    plane.submit(job, environment=located.folder, secrets=secrets)
+    return job.run
+
+
+def _go_on(plane: Plane, run: str, *, background: bool, as_json: bool) -> int:
+    """Follow the run to its end, or say how to; return the exit code."""
+    from flash.cli.status import follow_to_the_end
+
+    if not background:
+        return follow_to_the_end(plane, run, as_json=as_json)
+    if as_json:
+        print_json({"run": run, "state": plane.run(run).state})
+    else:
+        out(run)
+        note(f"flash status {run} --follow   shows how it goes")
+    return 0
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""

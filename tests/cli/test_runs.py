@@ -1,0 +1,118 @@
+"""`flash runs`, `flash cancel` and `flash checkpoints` on a real plane."""
+
+import json
+
+import pytest
+
+from flash.cli import root
+from flash.worker.checkpoints import CheckpointStore
+
+SLEEP = "note_pid(); time.sleep(300)\n"
+
+
+@pytest.fixture
+def flash(bench, monkeypatch, capsys):
+    """Return a function that runs a command line in this process: exit code, stdout, stderr."""
+    monkeypatch.setenv("FLASH_HOME", str(bench.home.root))
+
+    def run(*words):
+        code = root.run(words)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_no_runs(bench, flash):
+    assert flash("runs", "--json") == (0, "[]\n", "")
+    assert "flash train" in flash("runs")[2]
+
+
+def test_runs_are_listed_newest_first(bench, flash):
+    done, failed = bench.submit(""), bench.submit("sys.exit(10)")
+    bench.wait(done)
+    bench.wait(failed)
+
+    listed = json.loads(flash("runs", "--json")[1])
+    shown = flash("runs")[1].splitlines()
+
+    assert [(run["run"], run["state"]) for run in listed] == [(failed, "failed"), (done, "done")]
+    assert [line.split()[:2] for line in shown[1:]] == [[failed, "failed"], [done, "done"]]
+    assert shown[0].split() == ["run", "state", "algorithm", "model", "age", "took"]
+
+
+def test_cancel_of_a_queued_run_is_at_once(bench, flash):
+    run = bench.submit("", memory_gib=1e6)
+
+    assert flash("cancel", run) == (0, f"{run} cancelled\n", "")
+
+
+def test_cancel_of_a_running_one_says_how_to_see_it_end(bench, flash):
+    run = bench.submit(SLEEP)
+    bench.started(run)
+
+    code, said, _ = flash("cancel", run[:8])
+
+    assert code == 0
+    assert f"flash status {run} --follow" in said
+    assert bench.wait(run).state == "cancelled"
+    assert flash("status", run, "-f")[0] == 1
+
+
+def test_cancel_of_a_run_that_has_ended_says_so(bench, flash):
+    run = bench.submit("")
+    bench.wait(run)
+
+    assert flash("cancel", run) == (0, f"{run} has ended already: done\n", "")
+
+
+def test_cancel_as_json(bench, flash):
+    run = bench.submit("", memory_gib=1e6)
+
+    assert json.loads(flash("cancel", run, "--json")[1]) == {
+        "run": run,
+        "state": "cancelled",
+        "cancel_requested": False,
+    }
+
+
+@pytest.fixture
+def saved(bench):
+    """Return a run with checkpoints of steps 2, 4 and 6, of which 4 is best and 6 is torn."""
+    run = bench.submit("")
+    bench.wait(run)
+    checkpoints = CheckpointStore(bench.plane.store(run))
+    for step, loss in ((2, 1.5), (4, 1.25), (5, 1.375), (6, 1.0)):
+        checkpoints.save(
+            step,
+            lambda folder: (folder / "weights").write_bytes(b"x" * 2000),
+            metrics={"eval_loss": loss},
+        )
+    (bench.plane.store(run) / "checkpoints" / "step-000006" / "weights").write_bytes(b"torn")
+    return run
+
+
+def test_complete_checkpoints_are_listed_with_best_and_last(saved, flash):
+    listed = json.loads(flash("checkpoints", saved, "--json")[1])
+
+    assert [(item["checkpoint"], item["loss"]) for item in listed] == [
+        (f"{saved}/step-2", 1.5),
+        (f"{saved}/step-4", 1.25),
+        (f"{saved}/step-5", 1.375),
+    ]
+    assert [item["best"] for item in listed] == [False, True, False]
+    assert [item["last"] for item in listed] == [False, False, True]
+
+
+def test_checkpoints_for_people(saved, flash):
+    lines = [line.split() for line in flash("checkpoints", saved)[1].splitlines()]
+
+    assert lines[2] == [f"{saved}/step-4", "1.2500", "0.0", "MB", "best"]
+    assert lines[3] == [f"{saved}/step-5", "1.3750", "0.0", "MB", "last"]
+
+
+def test_a_run_without_checkpoints_says_so(bench, flash):
+    run = bench.submit("", memory_gib=1e6)
+
+    assert flash("checkpoints", run) == (0, "", f"{run} has no complete checkpoint\n")
+    assert flash("checkpoints", run, "--json")[1] == "[]\n"
