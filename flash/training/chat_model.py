@@ -11,6 +11,7 @@ import torch
 
 from flash.episodes import Answer
 from flash.errors import ModelUnavailable
+from flash.training.chat import ChatRenderer, stop_tokens
 from flash.training.generate import generate
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class ChatModel:
         self._model = model
         self._tokenizer = tokenizer
         self._sampling = sampling
-        self._thinking = thinking
+        stops = stop_tokens(tokenizer, model.generation_config)
+        self._renderer = ChatRenderer(tokenizer, stops, thinking)
         self._progress = progress
         # Turns draw apart, and the first turn of a seed is the same in every evaluation.
         self._seeds = random.Random(sampling.seed)  # noqa: S311 - draws, no secrets
@@ -60,7 +62,7 @@ class ChatModel:
 
     def __call__(self, questions: Sequence[Question], /) -> list[Answer]:
         """Return one answer a question; a conversation too long for the model gets an error."""
-        texts = [self._render(question) for question in questions]
+        texts = [self._renderer.prompt(one.messages, one.tools) for one in questions]
         prompts = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
         answers = [self._refusal(len(prompt)) for prompt in prompts]
         asked = [place for place, answer in enumerate(answers) if answer is None]
@@ -79,16 +81,6 @@ class ChatModel:
             opening = _THINK if texts[place].rstrip().endswith(_THINK) else ""
             answers[place] = Answer(opening + completion.text, completion.truncated)
         return [answer for answer in answers if answer is not None]
-
-    def _render(self, question: Question) -> str:
-        text: str = self._tokenizer.apply_chat_template(
-            list(question.messages),
-            tools=question.tools,
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=self._thinking,
-        )
-        return text
 
     def _refusal(self, length: int) -> Answer | None:
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)

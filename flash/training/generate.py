@@ -23,6 +23,8 @@ import attrs
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from flash.training.chat import stop_tokens
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -68,7 +70,7 @@ def generate(
     whose active adapter is merged for the time of the call. `progress` is told after each batch
     how many answers are complete.
     """
-    stops = stop_tokens(model, tokenizer)
+    stops = stop_tokens(tokenizer, model.generation_config)
     answers: dict[int, list[int]] = {}
     with torch.inference_mode(), _evaluating(model), merged(model) as base:
         here = _can_decode(base)
@@ -80,13 +82,6 @@ def generate(
             answers.update(zip(rows, decode(base, batch, sampling, stops, streams), strict=True))
             progress(len(answers))
     return [_completion(answers[row], stops, tokenizer) for row in range(len(prompts))]
-
-
-def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end an answer: the generation config's and the tokenizer's."""
-    configured = model.generation_config.eos_token_id
-    many = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in (*many, tokenizer.eos_token_id) if token is not None)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from flash.testing.models import make_byte_tokenizer
-from flash.training.generate import Sampling, generate, merged, stop_tokens
+from flash.training.generate import Sampling, generate, merged
 
 TOKENIZER = make_byte_tokenizer()
 STOPS = [TOKENIZER.eos_token_id, *range(40, 60)]
@@ -124,16 +124,6 @@ def test_text_leaves_out_the_stop_token_and_a_cut_answer_is_truncated():
     for answer in cut:
         assert len(answer.tokens) == 12
         assert not set(answer.tokens) & set(STOPS)
-
-
-def test_stop_tokens_are_the_models_and_the_tokenizers():
-    model = tiny()
-    model.generation_config.eos_token_id = 7
-
-    assert stop_tokens(model, TOKENIZER) == {7, TOKENIZER.eos_token_id}
-
-    model.generation_config.eos_token_id = None
-    assert stop_tokens(model, TOKENIZER) == {TOKENIZER.eos_token_id}
 
 
 def test_a_seed_decides_the_answers():
