@@ -20,16 +20,23 @@ if TYPE_CHECKING:
     from flash.plugins import PluginHost
     from flash.values import ModelCard
 
+FOLDER_HINT: Final = "a model folder holds config.json, the weights and the tokenizer"
+
 _FOLDERS: Final = ("./", "../", "/", "~")
 
 
 @attrs.frozen
 class ChosenModel:
-    """A model, the plugin that brings it, and its facts where they are known offline."""
+    """
+    A model, the plugin that brings it, and its facts where they are known.
+
+    `whole` is False for a local folder that cannot be loaded as it is.
+    """
 
     id: str
     plugin: str
     card: ModelCard | None
+    whole: bool = True
 
 
 def choose_model(
@@ -61,7 +68,8 @@ def choose_model(
         card = source.card(model)
         if card is None and not offline:
             card = source.look_up(model)
-        return ChosenModel(model, owner, card)
+        whole = not Path(model).is_absolute() or source.on_disk(model) is not None
+        return ChosenModel(model, owner, card, whole)
 
 
 def _absolute(model: str, base: Path) -> str:
@@ -77,7 +85,7 @@ def _absolute(model: str, base: Path) -> str:
     if not found:
         raise ModelUnavailable(
             f"no such model folder: {folder}",
-            hint="a model folder holds config.json, the weights and the tokenizer",
+            hint=FOLDER_HINT,
         )
     return str(folder)
 

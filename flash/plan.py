@@ -14,7 +14,7 @@ import attrs
 from flash.context import plugin_context
 from flash.environments import locate
 from flash.errors import FlashError, SpecError, StoreError, UsageError
-from flash.models import choose_model
+from flash.models import FOLDER_HINT, choose_model
 from flash.offers import find_offer, no_room
 from flash.plugins import boundary
 from flash.recipe import decide
@@ -340,6 +340,8 @@ class _Planner:
 
 
 def _model_problems(model: ChosenModel, thinking: bool) -> Iterable[Problem]:
+    if not model.whole:
+        yield Problem("model", f"{model.id} cannot be loaded: files are missing", FOLDER_HINT)
     if model.card is None:
         message = f"nothing is known here of {model.id}, so memory and length are not checked"
         yield Problem("model", message, "they are when the run is submitted", severity="warning")

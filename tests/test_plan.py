@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import attrs
 import pytest
@@ -73,6 +74,9 @@ class Source:
 
     def card(self, model):
         return ModelCard(model, 5, 1, 1, 1, 1, 1) if model.startswith("/") else None
+
+    def on_disk(self, model):
+        return Path(model) if (Path(model) / "weights.bin").exists() else None
 
     def look_up(self, model):
         self.asked.append(model)
@@ -309,11 +313,21 @@ class TestModels:
 
     def test_a_folder_starts_at_the_file_that_names_it(self, setup, monkeypatch):
         (setup.folder / "weights").mkdir()
+        (setup.folder / "weights" / "weights.bin").touch()
 
         plan = setup.plan(model="./weights")
 
+        assert said(plan) == []
         assert plan.model.id == str(setup.folder / "weights")
         assert "no such model folder" in said(setup.plan(model="./weihgts"))[0]
+
+    def test_a_folder_that_is_not_a_whole_model_is_a_problem_and_planned_for(self, setup):
+        (setup.folder / "weights").mkdir()
+
+        plan = setup.plan(model="./weights")
+
+        assert "weights cannot be loaded: files are missing" in said(plan)[0]
+        assert plan.need is not None
 
     def test_thinking_must_be_what_the_model_can(self, setup):
         assert said(setup.plan("thinking = true\n")) == [
@@ -477,6 +491,7 @@ class TestWarmStart:
     def test_a_base_that_is_the_same_folder_fits(self, setup):
         weights = setup.folder / "weights"
         weights.mkdir()
+        (weights / "weights.bin").touch()
         self.adapter(setup, base_model_name_or_path=f"{weights}/../weights")
 
         plan = setup.plan('[train]\ninit_from_adapter = "adapter"\n', model="./weights")

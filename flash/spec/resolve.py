@@ -193,7 +193,11 @@ def _addressed(
         hint = problem.hint
         if label == SET and "expected a string" in problem.message:
             hint = f"""quote it: {SET} '{problem.path}="…"'"""
-        yield attrs.evolve(problem, message=f"{problem.message} (set by {label})", hint=hint)
+        note = f"(set by {label})"
+        if hint:
+            yield attrs.evolve(problem, hint=f"{hint} {note}")
+        else:
+            yield attrs.evolve(problem, message=f"{problem.message} {note}")
 
 
 def _in_order(problems: Iterable[Problem]) -> list[Problem]:

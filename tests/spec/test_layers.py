@@ -168,14 +168,15 @@ def test_a_problem_names_the_layer_where_that_is_not_the_config(resolve_text):
     assert errors(resolved)[:3] == [
         "seed: must be at least 0, got -1",
         (
-            "sink.wandb.run_name: expected a string, got an integer 5 (set by --set); "
-            "quote it: --set 'sink.wandb.run_name=\"…\"'"
+            "sink.wandb.run_name: expected a string, got an integer 5; "
+            "quote it: --set 'sink.wandb.run_name=\"…\"' (set by --set)"
         ),
         "train.epochs: must be greater than 0, got 0.0 (set by over.toml)",
     ]
     assert errors(resolved)[3].startswith(
-        'train.lora_rnk: unknown key (set by --set); did you mean "lora_rank"?'
+        'train.lora_rnk: unknown key; did you mean "lora_rank"? allowed: '
     )
+    assert errors(resolved)[3].endswith(" (set by --set)")
 
 
 def test_old_spellings_are_taken_with_one_notice_each(resolve_text):
