@@ -129,14 +129,7 @@ def _submit(
     progress("checking the environment")
     foreground.call(
         "check",
-        {
-            "plugin": located.plugin,
-            "folder": str(located.folder),
-            "params": table.params,
-            "split": table.split,
-            "pip": list(table.pip),
-            "secrets": list(table.secrets),
-        },
+        foreground.environment_request(table, located),
         home=app.home,
         secrets={name: secrets[name] for name in table.secrets},
         progress=progress,

@@ -40,22 +40,24 @@ def log_path(home: FlashHome) -> Path:
     return home.folder() / "supervisor.log"
 
 
-def start_supervisor(home: FlashHome, command: Sequence[str] = SUPERVISOR) -> bool:
+def start_supervisor(
+    home: FlashHome, command: Sequence[str] = SUPERVISOR
+) -> subprocess.Popen[bytes] | None:
     """
-    Start a supervisor unless one is there; return whether one was started.
+    Start a supervisor unless one is there; return its process where one was started.
 
     It is detached: a session of its own, no terminal, its log in the home. It keeps this
     process's environment, where providers find their credentials.
     """
     lock = try_lock(lock_path(home))
     if lock is None:
-        return False
+        return None
     path = log_path(home)
     try:
         _rotate(path)
         log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -71,7 +73,6 @@ def start_supervisor(home: FlashHome, command: Sequence[str] = SUPERVISOR) -> bo
         raise store_error("start the supervisor with its log", path, error) from error
     finally:
         os.close(lock)
-    return True
 
 
 def _rotate(path: Path) -> None:

@@ -23,11 +23,12 @@ from flash.plane.database import Database
 from flash.plane.ids import LAST, is_run_id, read_prefix
 from flash.plane.runs import Records
 from flash.plane.secrets import RunSecrets
-from flash.plane.store import RunStore, incoming_store, write_job
+from flash.plane.store import RunStore, incoming_store, tail_lines, write_job
 from flash.plane.tail import EventTail
 from flash.worker.checkpoints import CheckpointStore
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -73,6 +74,7 @@ class Plane:
         self._supervisor = supervisor
         self._records = Records(Database(home.database))
         self._secrets = RunSecrets(home)
+        self._started: subprocess.Popen[bytes] | None = None
 
     def submit(self, job: Job, *, environment: Path, secrets: Mapping[str, str]) -> Run:
         """
@@ -210,10 +212,20 @@ class Plane:
             time.sleep(_FOLLOW_S)
 
     def supervise(self) -> None:
-        """Have a supervisor where one is needed."""
+        """
+        Have a supervisor where one is needed.
+
+        Raises `StoreError` where the one that this object started before could not go on.
+        """
+        if self._started is not None and self._started.poll():
+            log = daemon.log_path(self._home)
+            said = "\n".join(tail_lines(log, 1))
+            message = f"the supervisor ended with exit code {self._started.returncode}: {said}"
+            raise StoreError(message, hint=f"its log: {log}")
         unfinished = [run.id for run in self._records.unfinished()]
         if unfinished or self._secrets.left_over(unfinished):
-            daemon.start_supervisor(self._home, self._supervisor)
+            started = daemon.start_supervisor(self._home, self._supervisor)
+            self._started = started or self._started
 
     def _put(self, run: str, folder: Path, secrets: Mapping[str, str]) -> None:
         self._secrets.keep(run, secrets)

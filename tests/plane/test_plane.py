@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from flash.errors import UsageError
+from flash.errors import StoreError, UsageError
 from flash.worker.checkpoints import CheckpointStore
 
 
@@ -134,6 +134,18 @@ def test_following_ends_with_the_final_run_and_has_every_event_once(bench):
     steps = [(n, event.data["step"]) for update in updates for n, event in update.events]
     assert steps == [(1, 1), (2, 2), (2, 3)]
     assert [attempt.outcome for attempt in updates[-1].attempts] == ["lost", "finished"]
+
+
+def test_a_follower_is_told_of_a_supervisor_that_cannot_work(quiet):
+    quiet.home.config.write_text("[plugins]\ndisable = 5\n")
+    quiet.plane = quiet.open(supervisor=quiet.supervisor)
+    run = quiet.submit("")
+
+    with pytest.raises(StoreError, match=r"exit code 2.*disable") as raised:
+        list(quiet.plane.follow(run))
+
+    assert "supervisor.log" in raised.value.hint
+    quiet.home.config.unlink()
 
 
 def test_a_follower_brings_a_killed_supervisor_back(bench):

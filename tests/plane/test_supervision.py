@@ -6,6 +6,7 @@ import signal
 import psutil
 import pytest
 
+from flash.plane import daemon
 from flash.plane.policy import MAX_ATTEMPTS
 
 SLEEP = "note_pid(); time.sleep(300)\n"
@@ -130,6 +131,21 @@ def test_a_supervisor_killed_over_and_over_launches_once(bench):
     assert bench.wait(run).state == "done"
     assert len(bench.started(run)) == 1
     assert bench.outcomes(run) == ["finished"]
+
+
+def test_two_supervisors_of_one_home_launch_once(bench):
+    """Only possible where somebody removed the lock; the database keeps them apart then."""
+    stuck = bench.submit(SLEEP)
+    bench.started(stuck)
+    daemon.lock_path(bench.home).unlink()
+    bench.plane.supervise()
+
+    runs = [bench.submit("note_pid()") for _ in range(5)]
+
+    assert [bench.wait(run).state for run in runs] == ["done"] * 5
+    assert [len(bench.started(run)) for run in runs] == [1] * 5
+    assert [bench.outcomes(run) for run in runs] == [["finished"]] * 5
+    bench.kill_supervisor()
 
 
 def test_a_queued_run_is_cancelled_at_once(bench):

@@ -10,7 +10,8 @@ What is on disk of one launch: a folder named by its key, and a lock that says i
 
 The lock is handed from launcher to guard by inheriting the open file, so there is no moment at
 which a launch in progress looks abandoned, and no pid that could have been reused is ever
-trusted. Nothing is synced to the disk: a launch does not survive a power cut anyway.
+trusted. Nothing is synced to the disk: no process survives a power cut, and what is read of a
+launch after one says that it was lost.
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ class LaunchFolder:
         return self.path.name
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return a record, or None while it does not exist."""
+        """Return a record, or None while it does not exist; one that a power cut tore does not."""
         try:
             record: dict[str, Any] = json.loads((self.path / name).read_bytes())
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
         return record
 

@@ -303,6 +303,23 @@ def test_a_command_that_does_not_exist_is_a_failure_with_its_reason(provider, tm
     assert "No such file or directory" in ended.detail
 
 
+def test_a_launch_that_a_power_cut_ended_is_lost_and_can_be_cleared_away(provider, tmp_path):
+    """No process is left, the lock is free, and what was written last may be empty."""
+    folder = tmp_path / "provider" / "launches" / "flash-me-run-1"
+    folder.mkdir(parents=True)
+    (folder / "request.json").write_text(json.dumps({"owner": "me"}))
+    (folder / "guard.json").write_text(json.dumps({"pid": os.getpid(), "started_s": 1.0}))
+    (folder / "worker.json").write_text(json.dumps({"pid": os.getpid(), "created_s": 1.0}))
+    (folder / "exit.json").write_text("")
+    [found] = provider.list("me")
+
+    assert (found.state, found.exit_code) == ("failed", None)
+
+    provider.terminate(found.ref, grace_s=0)
+
+    assert provider.get(found.ref).state == "gone"
+
+
 def test_a_launch_that_cannot_write_its_records_is_rejected(provider, tmp_path):
     (tmp_path / "provider").write_text("a file where the folder should be")
 
