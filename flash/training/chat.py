@@ -82,7 +82,7 @@ class ChatRenderer:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
         """Return the text after which the model writes the next turn."""
-        return self._text(messages, tools, ask=True)
+        return self._text(_plain("the conversation", messages), tools, ask=True)
 
     def render(self, conversation: Conversation) -> list[Rendered]:
         """
@@ -103,7 +103,7 @@ class ChatRenderer:
             ) from error
 
     def _render(self, row: Conversation) -> list[Rendered]:
-        opening, target = _plain(row, row.opening), _plain(row, row.target)
+        opening, target = _plain(row.name, row.opening), _plain(row.name, row.target)
         messages = [*opening, *target]
         turns = [at for at, one in enumerate(messages) if at >= len(opening) and _answers(one)]
         if not turns:
@@ -216,13 +216,13 @@ def _check_said(row: Conversation, message: Message, turn: str) -> None:
         )
 
 
-def _plain(row: Conversation, messages: Sequence[Message]) -> list[Message]:
+def _plain(name: str, messages: Sequence[Message]) -> list[Message]:
     """Return messages as templates expect them: text for content, objects for arguments."""
     plain = []
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
-            content = "".join(_part_text(row, part) for part in content)
+            content = "".join(_part_text(name, part) for part in content)
         changed = {**message, "content": content if content is not None else ""}
         if message.get("tool_calls"):
             changed["tool_calls"] = [_plain_call(call) for call in message["tool_calls"]]
@@ -230,12 +230,12 @@ def _plain(row: Conversation, messages: Sequence[Message]) -> list[Message]:
     return plain
 
 
-def _part_text(row: Conversation, part: Any) -> str:
+def _part_text(name: str, part: Any) -> str:
     if isinstance(part, dict) and part.get("type") in {"text", "input_text"}:
         return str(part["text"])
     kind = part.get("type") if isinstance(part, dict) else type(part).__name__
     raise TrainingDataError(
-        f"{row.name}: it has content of the type {kind!r}", hint="SFT trains on text only"
+        f"{name}: it has content of the type {kind!r}", hint="only text can be rendered"
     )
 
 

@@ -10,9 +10,10 @@ import attrs
 import torch
 
 from flash.episodes import Answer
-from flash.errors import ModelUnavailable
+from flash.errors import StoreError
 from flash.training.chat import ChatRenderer, stop_tokens
 from flash.training.generate import generate
+from flash.training.loading import load_base
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,11 +45,6 @@ class ChatModel:
         progress: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`thinking` turns on the reasoning mode of chat templates that have one."""
-        if tokenizer.chat_template is None:
-            raise ModelUnavailable(
-                "the model's tokenizer has no chat template",
-                hint="use the instruction-tuned model of the family",
-            )
         self._model = model
         self._tokenizer = tokenizer
         self._sampling = sampling
@@ -97,15 +93,15 @@ def load_model(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
     """
     Return model and tokenizer, ready to sample from: the adapter is merged for good.
 
-    On CPU weights are float32, which no CPU emulates; elsewhere as they are stored.
+    Raises `ModelUnavailable`, or `StoreError` for an adapter that does not load on this model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from peft import PeftModel
+    from safetensors import SafetensorError
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if device == "cpu" else "auto"
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    model, tokenizer = load_base(folder)
     if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    return model.to(device).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        try:
+            model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise StoreError(f"the adapter in {adapter} does not load: {error}") from error
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

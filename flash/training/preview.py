@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flash.training.chat import ChatRenderer, stop_tokens
-from flash.training.rows import conversations
+from flash.training.rows import render_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,16 +31,16 @@ def preview(
     except OSError:  # a model need not have one
         generation = None
     renderer = ChatRenderer(tokenizer, stop_tokens(tokenizer, generation), thinking)
-    rows = conversations(environment, environment.tasks(split)[:count])
+    tasks = environment.tasks(split)[:count]
     return [
         {
-            "row": row.name,
+            "row": f"row {task.id}",
             "tokens": len(rendered.document.tokens),
             "trained": len(rendered.document.sources),
             "pieces": _listed(rendered.pieces()),
         }
-        for row in rows
-        for rendered in renderer.render(row)
+        for task, documents in zip(tasks, render_tasks(environment, tasks, renderer), strict=True)
+        for rendered in documents
     ]
 
 

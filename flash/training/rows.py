@@ -56,15 +56,7 @@ def training_rows(
     everything, or never the token that ends a turn.
     """
     tasks = _drawn(environment.tasks(split), most, seed)
-    missing = [task.id for task in tasks if not environment.target(task)]
-    if missing:
-        some = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
-        raise TrainingDataError(
-            f"{len(missing)} of {len(tasks)} rows of split {split!r} have no target to learn: "
-            f"{some}",
-            hint="give them an output, or take them out of the dataset",
-        )
-    read = _fitting([render_task(environment, task, renderer) for task in tasks], max_length)
+    read = _fitting(render_tasks(environment, tasks, renderer), max_length)
     if not read.rows:
         raise TrainingDataError(
             f"none of the {len(tasks)} rows of split {split!r} fits max_length = {max_length} "
@@ -87,19 +79,32 @@ def held_out_rows(
     """Render what of a held-out split has a target, at most `most` rows drawn by `seed`."""
     tasks = [task for task in environment.tasks(split) if environment.target(task)]
     drawn = _drawn(tasks, most, seed)
-    return _fitting([render_task(environment, task, renderer) for task in drawn], max_length)
+    return _fitting(render_tasks(environment, drawn, renderer), max_length)
 
 
-def render_task(environment: Environment, task: Task, renderer: ChatRenderer) -> list[Rendered]:
-    """Render one task's opening and target; raise `TrainingDataError` where that is not clear."""
-    return renderer.render(
-        Conversation(
-            name=f"row {task.id}",
-            opening=environment.start(task),
-            target=environment.target(task) or (),
-            tools=environment.tools(task),
+def render_tasks(
+    environment: Environment, tasks: Sequence[Task], renderer: ChatRenderer
+) -> list[list[Rendered]]:
+    """Render the opening and target of each task; `TrainingDataError` where one has no target."""
+    targets = [environment.target(task) for task in tasks]
+    missing = [task.id for task, target in zip(tasks, targets, strict=True) if not target]
+    if missing:
+        some = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
+        raise TrainingDataError(
+            f"{len(missing)} of {len(tasks)} rows have no target to learn: {some}",
+            hint="give them an output, or take them out of the dataset",
         )
-    )
+    return [
+        renderer.render(
+            Conversation(
+                name=f"row {task.id}",
+                opening=environment.start(task),
+                target=target or (),
+                tools=environment.tools(task),
+            )
+        )
+        for task, target in zip(tasks, targets, strict=True)
+    ]
 
 
 def _fitting(rendered: Sequence[Sequence[Rendered]], max_length: int) -> TrainingRows:
