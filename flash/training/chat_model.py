@@ -102,6 +102,14 @@ def load_model(folder: Path, adapter: Path | None) -> tuple[Any, Any]:
     if adapter is not None:
         try:
             model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise StoreError(f"the adapter in {adapter} does not load: {error}") from error
+        except (
+            OSError,
+            LookupError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise StoreError(f"the adapter in {adapter} does not load: {reason}") from error
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from flash.episodes import Question
-from flash.errors import ModelUnavailable
+from flash.errors import StoreError
 from flash.testing.models import make_tiny_model
 from flash.training.chat_model import ChatModel, load_model
 from flash.training.generate import Sampling
@@ -68,11 +70,14 @@ def test_a_second_turn_draws_anew(loaded):
     assert [again(QUESTIONS), again(QUESTIONS)] == [first, second]
 
 
-def test_a_tokenizer_without_a_chat_template_is_refused(loaded):
-    model, tokenizer = loaded
-    usual, tokenizer.chat_template = tokenizer.chat_template, None
-    try:
-        with pytest.raises(ModelUnavailable, match="no chat template"):
-            ChatModel(model, tokenizer, Sampling(4), thinking=False)
-    finally:
-        tokenizer.chat_template = usual
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_that_does_not_load_is_an_error_that_names_it(file, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = make_tiny_model(tmp_path / "model")
+    base, _ = load_model(model, None)
+    get_peft_model(base, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(tmp_path)
+    (tmp_path / file).write_bytes(b"{}")
+
+    with pytest.raises(StoreError, match=re.escape(str(tmp_path))):
+        load_model(model, tmp_path)
