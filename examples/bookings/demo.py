@@ -150,9 +150,9 @@ def scores(before: dict, after: dict) -> str:
     ]
     gain = paired_difference(*zip(*both, strict=True))
     verdict = "beyond" if gain.beyond_noise else "within"
+    band = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
     lines += [
-        f"gain on the same messages: {100 * gain.gain:+.1f} points, "
-        f"95 % band {100 * gain.low:+.1f} to {100 * gain.high:+.1f}",
+        f"gain on the same messages: {100 * gain.gain:+.1f} points, 95 % band {band}",
         f"the gain is {verdict} what chance explains",
     ]
     return "\n".join(lines)
