@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from flash.plane.runs import Run
 
 POLL_S = 0.3
+# Just after a change the next one is near: a launch comes up, a worker's end is cleared away.
+QUICK_S = 0.05
+RECENT_S = 2.0
 IDLE_S = 3.0
 # A run whose provider does not answer is looked at less and less often, up to this.
 _SLOWEST_S = 30.0
@@ -66,7 +69,8 @@ class Supervisor:
                 self._step(run)
             if runs:
                 idle_since_s = time.monotonic()
-            time.sleep(POLL_S)
+            recent = any(time.time() - run.updated_s < RECENT_S for run in runs)
+            time.sleep(QUICK_S if recent else POLL_S)
 
     def has_work(self) -> bool:
         """Say whether there is a run to supervise now."""

@@ -9,11 +9,11 @@ from flash.worker.checkpoints import CheckpointStore
 
 
 @pytest.fixture
-def quiet(bench):
+def quiet(fresh_bench):
     """Return the bench with a supervisor that does nothing: runs stay queued."""
-    bench.plane = bench.open(supervisor=(sys.executable, "-c", ""))
-    yield bench
-    bench.plane = bench.open()
+    fresh_bench.plane = fresh_bench.open(supervisor=(sys.executable, "-c", ""))
+    yield fresh_bench
+    fresh_bench.plane = fresh_bench.open()
 
 
 @pytest.fixture

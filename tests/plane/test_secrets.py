@@ -93,6 +93,7 @@ def test_what_a_crash_left_is_swept_by_the_next_supervisor(bench):
     bench.until(lambda: surfaces(bench) == [])
 
 
+@pytest.mark.slow  # a queued run is looked at every 5 s
 def test_values_that_are_gone_fail_the_run_with_the_way_out(bench):
     run = bench.submit("", secrets={"KEY": "value-1234"}, memory_gib=1e6)
     bench.wait(run, lambda run: run.waiting is not None)

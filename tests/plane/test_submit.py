@@ -18,11 +18,11 @@ WAITS = 1e6
 
 
 @pytest.fixture
-def quiet(bench):
+def quiet(fresh_bench):
     """Return the bench with a supervisor that does nothing, for tests of the records alone."""
-    bench.plane = bench.open(supervisor=(sys.executable, "-c", ""))
-    yield bench
-    bench.plane = bench.open()
+    fresh_bench.plane = fresh_bench.open(supervisor=(sys.executable, "-c", ""))
+    yield fresh_bench
+    fresh_bench.plane = fresh_bench.open()
 
 
 def traces(bench):
@@ -122,7 +122,7 @@ def fill(path):
     os.close(descriptor)
 
 
-def test_a_submit_that_was_killed_leaves_nothing_after_the_next_supervisor(bench):
+def test_a_submit_that_was_killed_leaves_nothing_after_the_next_supervisor(fresh_bench):
     """Cut off at the worst moment: everything is in place but the transaction."""
     program = (
         "import os, signal, sys\n"
@@ -143,16 +143,16 @@ def test_a_submit_that_was_killed_leaves_nothing_after_the_next_supervisor(bench
     )
     killed = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "FLASH_HOME": str(bench.home.root)},
+        env={**os.environ, "FLASH_HOME": str(fresh_bench.home.root)},
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL
-    assert len(traces(bench)) == 2
+    assert len(traces(fresh_bench)) == 2
 
-    bench.plane.supervise()
+    fresh_bench.plane.supervise()
 
-    bench.until(lambda: traces(bench) == [])
-    assert bench.plane.runs() == []
+    fresh_bench.until(lambda: traces(fresh_bench) == [])
+    assert fresh_bench.plane.runs() == []
 
 
 def test_a_submit_in_progress_is_not_swept_away(quiet):
@@ -167,7 +167,7 @@ def test_a_submit_in_progress_is_not_swept_away(quiet):
     assert traces(quiet) == []
 
 
-def test_the_shells_devices_and_proxies_are_kept_and_its_credentials_are_not(bench):
+def test_the_shells_devices_and_proxies_are_kept_and_its_credentials_are_not(fresh_bench):
     environ = {
         "PATH": os.environ["PATH"],
         "CUDA_VISIBLE_DEVICES": "1",
@@ -175,16 +175,16 @@ def test_the_shells_devices_and_proxies_are_kept_and_its_credentials_are_not(ben
         "no_proxy": "localhost",
         "AWS_SECRET_ACCESS_KEY": "geheim-1234",
     }
-    bench.plane = bench.open(environ=environ)
-    run = bench.submit("(store / 'seen').write_text(json.dumps(dict(os.environ)))")
-    bench.wait(run)
+    fresh_bench.plane = fresh_bench.open(environ=environ)
+    run = fresh_bench.submit("(store / 'seen').write_text(json.dumps(dict(os.environ)))")
+    fresh_bench.wait(run)
 
-    seen = json.loads((bench.plane.store(run) / "seen").read_text())
+    seen = json.loads((fresh_bench.plane.store(run) / "seen").read_text())
     assert seen["no_proxy"] == "localhost"
-    assert seen["FLASH_HOME"] == str(bench.home.root)
+    assert seen["FLASH_HOME"] == str(fresh_bench.home.root)
     assert "https_proxy" not in seen
     assert "AWS_SECRET_ACCESS_KEY" not in seen
-    assert "geheim-1234" not in str(bench.plane.run(run).caller)
+    assert "geheim-1234" not in str(fresh_bench.plane.run(run).caller)
 
 
 def test_a_home_that_cannot_be_made_is_a_sentence(tmp_path):

@@ -31,13 +31,13 @@ def test_a_run_goes_from_queued_to_done(bench):
     assert [event.type for _, event in bench.plane.events(run)] == ["metric", "done"]
 
 
-def test_nothing_is_left_of_a_launch_once_its_run_has_ended(bench):
-    run = bench.submit("")
-    bench.wait(run)
+def test_nothing_is_left_of_a_launch_once_its_run_has_ended(fresh_bench):
+    run = fresh_bench.submit("")
+    fresh_bench.wait(run)
 
-    bench.until(lambda: bench.plane.attempts(run)[0].state == "released")
+    fresh_bench.until(lambda: fresh_bench.plane.attempts(run)[0].state == "released")
 
-    assert list((bench.home.root / "plugins" / "local" / "launches").iterdir()) == []
+    assert list((fresh_bench.home.root / "plugins" / "local" / "launches").iterdir()) == []
 
 
 def test_a_worker_that_was_killed_is_started_again_and_the_run_is_done(bench):
@@ -133,19 +133,19 @@ def test_a_supervisor_killed_over_and_over_launches_once(bench):
     assert bench.outcomes(run) == ["finished"]
 
 
-def test_two_supervisors_of_one_home_launch_once(bench):
+def test_two_supervisors_of_one_home_launch_once(fresh_bench):
     """Only possible where somebody removed the lock; the database keeps them apart then."""
-    stuck = bench.submit(SLEEP)
-    bench.started(stuck)
-    daemon.lock_path(bench.home).unlink()
-    bench.plane.supervise()
+    stuck = fresh_bench.submit(SLEEP)
+    fresh_bench.started(stuck)
+    daemon.lock_path(fresh_bench.home).unlink()
+    fresh_bench.plane.supervise()
 
-    runs = [bench.submit("note_pid()") for _ in range(5)]
+    runs = [fresh_bench.submit("note_pid()") for _ in range(5)]
 
-    assert [bench.wait(run).state for run in runs] == ["done"] * 5
-    assert [len(bench.started(run)) for run in runs] == [1] * 5
-    assert [bench.outcomes(run) for run in runs] == [["finished"]] * 5
-    bench.kill_supervisor()
+    assert [fresh_bench.wait(run).state for run in runs] == ["done"] * 5
+    assert [len(fresh_bench.started(run)) for run in runs] == [1] * 5
+    assert [fresh_bench.outcomes(run) for run in runs] == [["finished"]] * 5
+    fresh_bench.kill_supervisor()
 
 
 def test_a_queued_run_is_cancelled_at_once(bench):
@@ -281,6 +281,7 @@ def test_a_run_whose_provider_is_not_installed_fails_with_its_name(bench):
     assert "nimbus" in ended.error
 
 
+@pytest.mark.slow  # a queued run is looked at every 5 s
 def test_a_manifest_that_is_damaged_fails_the_run_and_names_the_file(bench):
     run = bench.submit("", memory_gib=1e6)
     bench.wait(run, lambda run: run.waiting is not None)
