@@ -70,7 +70,7 @@ class UserConfig:
 def _load(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         problem = Problem(str(path), f"cannot be read: {error.strerror or error}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from flash.cli.app import App, pass_app
-from flash.cli.output import note, out, print_json, table, warn
+from flash.cli.output import is_terminal, note, out, print_json, table, warn
 from flash.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from flash.plan import Plan
     from flash.plane.plane import Plane
@@ -80,7 +81,7 @@ def train(  # noqa: PLR0913 - one parameter an option
         warn(str(problem))
     secrets = SecretFinder.beside(resolved.base, app.host).require(plan.secrets)
     plane = Plane(app.home)
-    run = _submit(app, plane, plan, secrets, progress=_silent if as_json else note)
+    run = _submit(app, plane, plan, secrets)
     ctx.exit(_go_on(plane, run, background=background, as_json=as_json))
 
 
@@ -106,14 +107,7 @@ def _show_plan(plan: Plan, *, as_json: bool) -> int:
     return 0
 
 
-def _submit(
-    app: App,
-    plane: Plane,
-    plan: Plan,
-    secrets: Mapping[str, str],
-    *,
-    progress: Callable[[str], None],
-) -> str:
+def _submit(app: App, plane: Plane, plan: Plan, secrets: Mapping[str, str]) -> str:
     """Load the environment in a process of its own, submit the job, and return its run's id."""
     from flash import foreground
     from flash.environments import folder_digest
@@ -126,16 +120,16 @@ def _submit(
         raise AssertionError(message)
     # Before the check, so that what is submitted is what was checked, or is refused.
     digest = folder_digest(located.folder)
-    progress("checking the environment")
+    _progress("checking the environment")
     foreground.call(
         "check",
         foreground.environment_request(table, located),
         home=app.home,
         secrets={name: secrets[name] for name in table.secrets},
-        progress=progress,
+        progress=_progress,
     )
     job = make_job(plan, app.host, run=new_run_id(), digest=digest)
-    progress(f"submitting run {job.run}")
+    _progress(f"submitting run {job.run}")
     plane.submit(job, environment=located.folder, secrets=secrets)
     return job.run
 
@@ -154,5 +148,7 @@ def _go_on(plane: Plane, run: str, *, background: bool, as_json: bool) -> int:
     return 0
 
 
-def _silent(_: str) -> None:
-    """Say nothing."""
+def _progress(text: str) -> None:
+    """Say what takes time, to a person; what else reads stderr gets what matters alone."""
+    if is_terminal(sys.stderr):
+        note(text)

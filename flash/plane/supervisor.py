@@ -12,11 +12,12 @@ import os
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from flash.errors import FlashError
+from flash.files import store_error
 from flash.home import FlashHome
-from flash.plane.daemon import LOCK_VARIABLE, lock_path
+from flash.plane.daemon import LOCK_VARIABLE, lock_path, log_path
 from flash.plane.database import Database
 from flash.plane.lock import try_lock
 from flash.plane.runs import Records
@@ -99,8 +100,8 @@ class Supervisor:
 
 def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER, idle_s: float = IDLE_S) -> None:
     """Take the lock, or the one that was handed over, and supervise until there is no work."""
-    log = _log()
     handed_over = os.environ.pop(LOCK_VARIABLE, None)
+    log = _log(home, by_hand=handed_over is None)
     lock = try_lock(lock_path(home)) if handed_over is None else int(handed_over)
     if lock is None:
         log.info("another supervisor is running already", home=str(home.root))
@@ -120,11 +121,30 @@ def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER, idle_s: float 
     log.info("nothing left to do")
 
 
-def _log() -> Any:
+class _Lines:
+    """Writes each line to every stream at once, for structlog."""
+
+    def __init__(self, *streams: TextIO) -> None:
+        self._streams = streams
+
+    def msg(self, line: str) -> None:
+        for stream in self._streams:
+            stream.write(f"{line}\n")
+            stream.flush()
+
+    info = warning = error = msg
+
+
+def _log(home: FlashHome, *, by_hand: bool) -> Any:
+    """Return a logger to stderr, which is the log unless we were started by hand, and the log."""
     import structlog
 
+    try:
+        written = log_path(home).open("a", encoding="utf-8") if by_hand else None
+    except OSError as error:
+        raise store_error("open", log_path(home), error) from error
     return structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
+        _Lines(sys.stderr, written) if written else _Lines(sys.stderr),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
@@ -139,6 +159,8 @@ def main() -> None:
     os.umask(0o077)
     try:
         supervise(FlashHome.from_environment())
+    except FlashError as error:
+        sys.exit(f"error: {error.message}")
     except KeyboardInterrupt:
         sys.exit(130)
 

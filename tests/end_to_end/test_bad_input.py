@@ -92,7 +92,10 @@ def test_a_missing_or_unreadable_config_names_the_file(project):
 
 
 BAD_ENVIRONMENTS = {
-    "import fails": ("import no_such_module_anywhere\n", "environment.py:1"),
+    "import fails": (
+        "import no_such_module_anywhere\ndef load_environment():\n    return None\n",
+        "environment.py:1",
+    ),
     "syntax error": ("def broken(:\n", "environment.py:1"),
     "no factory": ("VALUE = 1\n", "load_environment"),
     "wrong type": ("def load_environment():\n    return 5\n", "load_environment"),

@@ -73,6 +73,7 @@ def test_a_second_supervisor_says_so_and_leaves(fresh_bench):
 
     assert second.returncode == 0
     assert b"another supervisor is running already" in said
+    assert "running already" in daemon.log_path(fresh_bench.home).read_text()
     assert len(supervisors(fresh_bench)) == 1
 
 
