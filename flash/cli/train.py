@@ -62,7 +62,6 @@ def train(  # noqa: PLR0913 - one parameter an option
     The exit code is 0 when the run is done, 1 when it ends in any other way.
     """
     from flash.plan import make_plan
-    from flash.plane.plane import Plane
     from flash.spec.resolve import resolve
     from flash.spec.secrets import SecretFinder
 
@@ -71,7 +70,7 @@ def train(  # noqa: PLR0913 - one parameter an option
         resolved,
         app.host,
         app.home,
-        find_run=lambda reference: Plane(app.home).adapter(reference),
+        find_run=lambda reference: _plane(app).adapter(reference),
         offline=dry_run,
     )
     if dry_run:
@@ -80,9 +79,15 @@ def train(  # noqa: PLR0913 - one parameter an option
     for problem in plan.problems:
         warn(str(problem))
     secrets = SecretFinder.beside(resolved.base, app.host).require(plan.secrets)
-    plane = Plane(app.home)
+    plane = _plane(app)
     run = _submit(app, plane, plan, secrets)
     ctx.exit(_go_on(plane, run, background=background, as_json=as_json))
+
+
+def _plane(app: App) -> Plane:
+    from flash.plane.plane import Plane  # half of a dry run's time, and most have no use for it
+
+    return Plane(app.home)
 
 
 def _show_plan(plan: Plan, *, as_json: bool) -> int:
