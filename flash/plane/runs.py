@@ -210,12 +210,12 @@ class Records:
     def request_cancel(self, run: str) -> None:
         """Have the run cancelled: now if it waits, else once its worker has ended."""
         with self._database.writing() as connection:
-            self._move(connection, run, "cancel", states={"queued"})
             connection.execute(
                 tables.runs.update()
                 .where(tables.runs.c.id == run, tables.runs.c.state.not_in(sorted(FINAL)))
                 .values(cancel_requested=True, updated_s=self._clock())
             )
+            self._move(connection, run, "cancel", states={"queued"})
 
     def wait(self, run: Run, reason: str, *, not_before_s: float) -> None:
         """Say why a queued run waits, and until when at least."""

@@ -109,9 +109,9 @@ class Supervision:
             self._wait(run, error.message)
             return
         except FlashError as error:
-            self._records.give_up(run, error.message, error.hint)
-            self._log.warning("run failed", run=run.id, error=error.message)
-            self._secrets.forget(run.id)
+            if self._records.give_up(run, error.message, error.hint):
+                self._log.warning("run failed", run=run.id, error=error.message)
+                self._secrets.forget(run.id)
             return
         if found.offer is None:
             room = ", ".join(

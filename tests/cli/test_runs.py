@@ -75,7 +75,7 @@ def test_cancel_as_json(bench, flash):
     assert json.loads(flash("cancel", run, "--json")[1]) == {
         "run": run,
         "state": "cancelled",
-        "cancel_requested": False,
+        "cancel_requested": True,
     }
 
 

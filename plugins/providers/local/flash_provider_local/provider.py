@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9-]{0,49}")
 _CPU = "cpu"
+_DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 class LocalProvider:
@@ -156,19 +157,31 @@ class LocalProvider:
 
 def _record(folder: LaunchFolder, offer: Offer, request: LaunchRequest) -> dict[str, Any]:
     """Return what the guard is told: everything but the secrets."""
-    device = "" if offer.id == _CPU else offer.id
     return {
         "owner": request.owner,
         "argv": list(request.argv),
         "env": {
             **request.caller,
-            "CUDA_VISIBLE_DEVICES": device,
+            _DEVICES: _device(offer, request.caller.get(_DEVICES)),
             **request.env,
             MARKER: str(folder.path),
         },
         "workdir": request.workdir,
         "log": request.log,
     }
+
+
+def _device(offer: Offer, named: str | None) -> str:
+    """
+    Return the one device that the worker sees.
+
+    `named` is what the submitting shell allows, which need not be what this process was allowed
+    when it made the offer; of several devices it is the first.
+    """
+    if offer.id == _CPU:
+        return ""
+    allowed = [offer.id] if named is None else [name.strip() for name in named.split(",")]
+    return offer.id if offer.id in allowed else allowed[0]
 
 
 def _start_guard(folder: LaunchFolder, request: LaunchRequest, lock: int) -> None:

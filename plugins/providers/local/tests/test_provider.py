@@ -129,13 +129,24 @@ def test_a_worker_sees_what_the_request_says_and_nothing_of_our_environment(
     }
 
 
-def test_a_gpu_offer_shows_the_worker_that_gpu_only(provider, tmp_path):
-    offer = Offer("local", "GPU-1f", 80.0, accelerator="NVIDIA H100")
-    request = request_for(tmp_path, "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+@pytest.mark.parametrize(
+    ("offered", "caller", "seen"),
+    [
+        ("GPU-1f", {}, "GPU-1f"),
+        ("GPU-1f", {"CUDA_VISIBLE_DEVICES": "GPU-0a, GPU-1f"}, "GPU-1f"),
+        ("GPU-1f", {"CUDA_VISIBLE_DEVICES": "2,3"}, "2"),
+        ("GPU-1f", {"CUDA_VISIBLE_DEVICES": ""}, ""),
+        ("cpu", {"CUDA_VISIBLE_DEVICES": "0"}, ""),
+    ],
+)
+def test_the_worker_sees_one_gpu_that_its_shell_allows(provider, tmp_path, offered, caller, seen):
+    offer = Offer("local", offered, 80.0, accelerator=None if offered == "cpu" else "NVIDIA H100")
+    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    request = request_for(tmp_path, code, caller=caller)
 
     wait_for(provider, provider.launch(offer, request).ref, *FINAL)
 
-    assert Path(request.log).read_text() == "GPU-1f\n"
+    assert Path(request.log).read_text() == f"{seen}\n"
 
 
 def test_one_key_is_launched_once_however_often_it_is_asked(provider, tmp_path):
