@@ -126,7 +126,7 @@ class Supervision:
             self._ask_to_launch(run, self._records.attempts(run.id))
 
     def _wait(self, run: Run, reason: str) -> None:
-        if run.waiting != reason:
+        if run.waiting is None:
             self._log.info("waiting", run=run.id, reason=reason)
         self._records.wait(run, reason, not_before_s=self._clock() + _ASK_AGAIN_S)
 
