@@ -128,7 +128,8 @@ def plot(losses: list[float], *, unicode: bool) -> str:
         label = {HEIGHT - 1: f"{max(means):.3g}", 0: f"{min(means):.3g}"}.get(row, "")
         marks = "".join(blocks[min(steps, max(0, fill - row * steps))] for fill in fills)
         lines.append(f"{label:>7} |{marks}".rstrip())
-    ruler = f"step 1{len(losses):>{max(1, count - 6)}}"
+    last = str(len(losses))
+    ruler = f"step 1{last:>{max(len(last) + 1, count - 6)}}"
     return "\n".join([*lines, f"{'':>7} +{'-' * count}", f"{'':>8} {ruler}"])
 
 
