@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flash.api import AlgorithmPlugin, hookimpl
 from flash_algorithm_sft.config import SftConfig
-from flash_algorithm_sft.recipe import plan, recipe
+from flash_algorithm_sft.recipe import decide, plan
 
 
 @hookimpl
@@ -15,7 +15,7 @@ def flash_register_algorithms() -> list[AlgorithmPlugin]:
             name="sft",
             summary="Supervised fine-tuning on the environment's target answers.",
             config=SftConfig,
-            recipe=recipe,
+            recipe=decide,
             plan=plan,
             worker="flash_algorithm_sft.train:run",
         )

@@ -186,7 +186,7 @@ def _short_of_memory(context: WorkerContext, model: Any) -> bool:
 
     free, _ = torch.cuda.mem_get_info()
     loaded = 0 if model.device.type == "cuda" else model.get_memory_footprint()
-    return loaded + activation_bytes(context.card, context.config, width=2) > 0.9 * free
+    return loaded + activation_bytes(context.config, context.card, width=2) > 0.9 * free
 
 
 def _quieten() -> None:

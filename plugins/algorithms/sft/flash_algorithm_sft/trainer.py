@@ -48,6 +48,9 @@ class FlashSftTrainer(SFTTrainer):  # type: ignore[misc] # TRL ships no types
     `rows` and `held_out` are rows as their documents; `budget` bounds the tokens of a packed row.
     """
 
+    lr_scheduler: Any
+    control: Any
+
     def __init__(  # noqa: PLR0913 - each is needed for every run
         self,
         context: WorkerContext,
@@ -156,14 +159,13 @@ class FlashSftTrainer(SFTTrainer):  # type: ignore[misc] # TRL ships no types
         """Return the held-out loss, a mean over all trained tokens."""
         self._context.reporter.phase("evaluate")
         self.model.eval()
-        loss, right = 0.0, 0
+        sums = [0.0, 0.0, 0.0]
         with torch.no_grad():
             for row in self._held_out:
                 row_loss, row_right = self._loss(self.model, row)
-                loss += float(row_loss)
-                right += int(row_right)
-        trained = sum(len(row.targets_K) for row in self._held_out)
-        loss, right, trained = self._summed(loss, right, trained)
+                numbers = (float(row_loss), int(row_right), len(row.targets_K))
+                sums = [one + more for one, more in zip(sums, numbers, strict=True)]
+        loss, right, trained = self._summed(*sums)
         metrics = {"eval_loss": loss / trained, "eval_token_accuracy": right / trained}
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
