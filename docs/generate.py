@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from flash.spec.reference import configuration_page
 
 from flash import hookspecs
 from flash.cli import COMMANDS
 from flash.cli.root import root
+from flash.spec.reference import configuration_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,7 +22,8 @@ def test_the_pieces_add_up_to_the_text_the_model_sees(project):
     for number, row in enumerate(shown):
         text = "".join(piece for piece, _ in row["pieces"])
         assert text == (
-            f"<|im_start|>user\nsay {number}<|im_end|>\n<|im_start|>assistant\nword {number}<|im_end|>"
+            f"<|im_start|>user\nsay {number}<|im_end|>\n"
+            f"<|im_start|>assistant\nword {number}<|im_end|>"
         )
         trained = [piece for piece, is_trained in row["pieces"] if is_trained]
         assert trained == [f"word {number}<|im_end|>"]
