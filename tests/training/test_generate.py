@@ -231,3 +231,29 @@ def test_an_error_while_merged_still_gives_the_weights_back():
         raise RuntimeError("on purpose")
 
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_real_model_answers_as_in_transformers(tmp_path):
+    from flash.context import plugin_context
+    from flash.home import FlashHome
+    from flash.plugins import PluginHost
+    from flash.training.chat import ChatRenderer
+    from flash.training.loading import load_base
+
+    home = FlashHome(tmp_path)
+    record = PluginHost.default(home).get("model", "smollm2")
+    source = record.make(plugin_context(home, "smollm2", {}))
+    model, tokenizer = load_base(source.fetch(record.cards[0].id, lambda _: None))
+    render = ChatRenderer(tokenizer, frozenset(), thinking=False).prompt
+    texts = [
+        render([{"role": "user", "content": f"Name {count} {things}. Be brief."}])
+        for count in ("one", "two", "three")
+        for things in ("colours", "animals that live in the sea", "towns")
+    ]
+    rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    found = generate(model, tokenizer, rows, Sampling(max_tokens=24))
+
+    assert [answer.tokens for answer in found] == one_by_one(model, rows, 24)
+    assert any(not answer.truncated for answer in found)

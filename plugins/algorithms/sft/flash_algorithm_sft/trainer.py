@@ -31,7 +31,7 @@ from flash.training.loading import save_adapter
 from flash.training.packing import Document
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from trl import SFTConfig as TrlConfig
 
@@ -70,9 +70,9 @@ class FlashSftTrainer(SFTTrainer):  # type: ignore[misc] # TRL ships no types
             data_collator=_collate,
             train_dataset=_dataset(rows),
             eval_dataset=_dataset(held_out) if held_out else None,
-            callbacks=[_Control(context)],
         )
         self.remove_callback(PrinterCallback)
+        self.add_callback(_Control(context.config.save_at_steps, self._told_to_stop))
         self._context = context
         self._loss = loss
         self._budget = budget
@@ -237,6 +237,11 @@ class FlashSftTrainer(SFTTrainer):  # type: ignore[misc] # TRL ships no types
         del inputs
         return 0
 
+    def _told_to_stop(self) -> bool:
+        """Say whether any process was told to stop: all must leave the loop together."""
+        (told,) = self._summed(self._context.stop())
+        return bool(told)
+
     def _summed(self, *numbers: float) -> list[float]:
         """Return each number summed over all processes."""
         if self.accelerator.num_processes == 1:
@@ -259,16 +264,17 @@ class _Progress:
 class _Control(TrainerCallback):  # type: ignore[misc] # transformers ships no types
     """Saves at the steps that were asked for, and ends the run early when told to."""
 
-    def __init__(self, context: WorkerContext) -> None:
-        self._context = context
+    def __init__(self, save_at: Collection[int], told_to_stop: Callable[[], bool]) -> None:
+        self._save_at = save_at
+        self._told_to_stop = told_to_stop
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Set what the loop looks at after the step."""
         del args, kwargs
-        stop = self._context.stop()
+        stop = self._told_to_stop()
         if stop:
             control.should_training_stop = True
-        if stop or state.global_step in self._context.config.save_at_steps:
+        if stop or state.global_step in self._save_at:
             control.should_save = True
 
 
