@@ -23,12 +23,13 @@ from flash_env_freesolo.scoring import Scorer, overridden
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from freesolo.environments import Environment as SdkEnvironment
 
     from flash.api import Episode, Message, Reward
     from flash_env_freesolo.isolation import PrivatePackage
-    from flash_env_freesolo.rows import Row
+    from flash_env_freesolo.rows import Row, SplitFiles
 
 
 class FreesoloEnvironment:
@@ -47,6 +48,7 @@ class FreesoloEnvironment:
         package: PrivatePackage,
         *,
         prompt_text: str,
+        dataset: Path | None,
         own_rows: Mapping[str, Callable[[], Sequence[Row]]],
         split_in_code: str,
     ) -> None:
@@ -55,10 +57,12 @@ class FreesoloEnvironment:
 
         `own_rows` reads the rows that `[environment.params]` gives for a split in place of the
         packaged ones; `split_in_code` is the split that rows of the object itself belong to.
+        `dataset` is a folder of split files that takes the place of both.
         """
         self._sdk = sdk
         self._package = package
         self._prompt_text = prompt_text
+        self._dataset = dataset
         self._own_rows = own_rows
         self._split_in_code = split_in_code
         self._tasks: dict[str, tuple[Task, ...]] = {}
@@ -68,7 +72,7 @@ class FreesoloEnvironment:
 
     def splits(self) -> Sequence[str]:
         """Return the splits that exist; rows given in code or in params are one of them."""
-        found = {*find_splits(self._package.folder).files, *self._own_rows}
+        found = {*self._files().files, *self._own_rows}
         if self._rows_in_code() is not None:
             found.add(self._split_in_code)
         return in_order(found)
@@ -192,7 +196,7 @@ class FreesoloEnvironment:
     def _examples(self, split: str) -> list[TaskExample]:
         if split in self._own_rows:
             return _examples(self._own_rows[split]())
-        found = find_splits(self._package.folder)
+        found = self._files()
         if split in found.files:
             return _examples(read_rows(found.files[split]))
         in_code = self._rows_in_code() if split == self._split_in_code else None
@@ -200,12 +204,18 @@ class FreesoloEnvironment:
             raise EnvironmentFault(
                 f'{self._package.folder}: there is no split "{split}"; '
                 f"there is {names(self.splits())}",
-                hint=f"add dataset/{split}.jsonl, or name another split",
+                hint=f"add {found.folder.relative_to(self._package.folder)}/{split}.jsonl, or name "
+                "another split",
             )
         return self._examples_in_code(in_code)
 
+    def _files(self) -> SplitFiles:
+        return find_splits(self._package.folder, self._dataset)
+
     def _rows_in_code(self) -> Any | None:
         """Return `dataset` or `examples` of the environment object."""
+        if self._dataset is not None:
+            return None
         with faults_of(self._package):
             for attribute in ("dataset", "examples"):
                 rows = getattr(self._sdk, attribute, None)

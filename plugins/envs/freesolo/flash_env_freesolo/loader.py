@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flash.api import EnvironmentFault
 from flash_env_freesolo.faults import defined_at, faults_of
 from flash_env_freesolo.isolation import PrivatePackage
-from flash_env_freesolo.rows import SUFFIXES, find_splits, names, read_rows, rows_from_records
+from flash_env_freesolo.rows import find_splits, names, read_rows, rows_from_records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -44,15 +44,16 @@ class FreesoloLoader:
         """Return what is wrong without importing anything of the folder."""
         from flash_env_freesolo.static import check
 
-        return check(folder, split=split, params=params or {})
+        root, given = folder.resolve(), params or {}
+        return check(root, split=split, params=given, dataset=_dataset(root, given))
 
     def rows(self, folder: Path, *, split: str, params: Mapping[str, Any]) -> int | None:
         """Return the number of rows in the split's file or params; None where code makes them."""
         root = folder.resolve()
-        own_rows = _own_rows(root, params, split)
+        own_rows = _own_rows(root, params)
         if own_rows is not None:
             return len(own_rows())
-        file = find_splits(root).files.get(split)
+        file = find_splits(root, _dataset(root, params)).files.get(split)
         return None if file is None else len(read_rows(file))
 
     def load(self, folder: Path, *, params: Mapping[str, Any], split: str) -> Environment:
@@ -62,13 +63,15 @@ class FreesoloLoader:
         package = PrivatePackage(folder)
         try:
             prompt_text = _contract(package.folder, params)
-            own_rows = _own_rows(package.folder, params, split)
+            dataset = _dataset(package.folder, params)
+            own_rows = _own_rows(package.folder, params)
             factory = _factory(package)
             arguments = _arguments(factory, _absolute(package.folder, params), split)
             environment = FreesoloEnvironment(
                 _call(factory, arguments, package),
                 package,
                 prompt_text=prompt_text,
+                dataset=dataset,
                 own_rows={split: own_rows} if own_rows else {},
                 # A factory that knows no splits has the rows to train on.
                 split_in_code=arguments.get("split", "train"),
@@ -77,7 +80,7 @@ class FreesoloLoader:
         except BaseException:
             package.discard()
             raise
-        for notice in find_splits(package.folder).notices:
+        for notice in find_splits(package.folder, dataset).notices:
             self._ctx.log.warning(notice)
         return environment
 
@@ -172,25 +175,23 @@ def _contract(folder: Path, params: Mapping[str, Any]) -> str:
         raise EnvironmentFault(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def _own_rows(
-    folder: Path, params: Mapping[str, Any], split: str
-) -> Callable[[], Sequence[Row]] | None:
-    """Return what reads the rows that the params give for `split`, or None."""
+def _own_rows(folder: Path, params: Mapping[str, Any]) -> Callable[[], Sequence[Row]] | None:
+    """Return what reads the rows that the params give for the split of the spec, or None."""
     if "records" in params:
         records = params["records"]
         return lambda: rows_from_records(records, "environment.params.records")
-    if "dataset_path" not in params:
+    if "dataset_path" not in params or _dataset(folder, params) is not None:
         return None
     path = _inside(folder, params, "dataset_path")
-    if not path.is_dir():
-        return lambda: read_rows(path)
-    files = [path / f"{split}{suffix}" for suffix in SUFFIXES]
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise EnvironmentFault(
-            f'{path}: there is no file for the split "{split}"', hint=f"add {split}.jsonl to it"
-        )
-    return lambda: read_rows(file)
+    return lambda: read_rows(path)
+
+
+def _dataset(folder: Path, params: Mapping[str, Any]) -> Path | None:
+    """Return the folder of split files that the params name in place of the packaged one."""
+    if "records" in params or "dataset_path" not in params:
+        return None
+    path = _inside(folder, params, "dataset_path")
+    return path if path.is_dir() else None
 
 
 def _absolute(folder: Path, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class SplitFiles:
     The files of an environment's splits, and what its author should be told about them.
 
     Attributes:
-        folder: the environment's folder.
+        folder: where the file of a further split belongs.
         files: the file that each split is read from.
         notices: sentences about old spellings and about files that are not read.
 
@@ -51,32 +51,35 @@ class SplitFiles:
     notices: tuple[str, ...]
 
 
-def find_splits(folder: Path) -> SplitFiles:
+def find_splits(folder: Path, dataset: Path | None = None) -> SplitFiles:
     """
     Return the split files of an environment; looks at names only.
 
     `dataset/` is where they belong. `datasets/` is read too, and so are `train.jsonl` and
-    `train.json` beside `environment.py`, as in older environments.
+    `train.json` beside `environment.py`, as in older environments. `dataset` is a folder below
+    `folder` that takes the place of all of these.
     """
     files: dict[str, Path] = {}
     notices = []
-    for place in (FOLDER, OLD_FOLDER):
+    for place in (dataset,) if dataset else (folder / FOLDER, folder / OLD_FOLDER):
         for suffix in SUFFIXES:
-            for path in sorted((folder / place).glob(f"*{suffix}")):
+            for path in sorted(place.glob(f"*{suffix}")):
                 if path.stem.startswith((".", "_")) or path.stem.lower() in _NOT_SPLITS:
                     continue
                 if path.stem in files:
-                    first = files[path.stem].relative_to(folder)
-                    notices.append(f"{place}/{path.name} is not read: {first} is the same split")
+                    first, second = (one.relative_to(folder) for one in (files[path.stem], path))
+                    notices.append(f"{second} is not read: {first} is the same split")
                 else:
                     files[path.stem] = path
+    if dataset is not None:
+        return SplitFiles(dataset, files, tuple(notices))
     if any(path.parent.name == OLD_FOLDER for path in files.values()):
         notices.append(f"{OLD_FOLDER}/ is an old spelling; rename it to {FOLDER}/")
     for name in ("train.jsonl", "train.json"):
         if "train" not in files and (folder / name).is_file():
             files["train"] = folder / name
             notices.append(f"{name} belongs into {FOLDER}/")
-    return SplitFiles(folder, files, tuple(notices))
+    return SplitFiles(folder / FOLDER, files, tuple(notices))
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -16,12 +16,15 @@ FACTORY = "load_environment"
 _ROWS_IN_CODE = {"dataset", "examples"}
 
 
-def check(folder: Path, *, split: str, params: Mapping[str, Any]) -> Sequence[Problem]:
+def check(
+    folder: Path, *, split: str, params: Mapping[str, Any], dataset: Path | None = None
+) -> Sequence[Problem]:
     """
     Return the problems of `environment.py` and of the split's file.
 
     A split without a file is a problem where other splits have one, unless the params or the
-    code bring rows of their own; those are looked at when the environment is loaded.
+    code bring rows of their own; those are looked at when the environment is loaded. `dataset`
+    is the folder that the params name for all splits.
     """
     path = folder / "environment.py"
     try:
@@ -35,14 +38,18 @@ def check(folder: Path, *, split: str, params: Mapping[str, Any]) -> Sequence[Pr
     except (ValueError, RecursionError) as error:  # a NUL byte; an expression nested too deep
         return [Problem(str(path), f"is not Python: {error}")]
     problems = list(_factory_problems(tree, path))
-    found = find_splits(folder)
-    own_rows = {"records", "dataset_path"} & set(params) or _has_rows_in_code(folder)
-    if found.files and split not in found.files and not own_rows:
+    found = find_splits(folder, dataset)
+    missing = split not in found.files
+    if dataset is None:
+        own_rows = {"records", "dataset_path"} & set(params) or _has_rows_in_code(folder)
+        missing = missing and bool(found.files) and not own_rows
+    if missing:
+        place = found.folder.relative_to(folder)
         problems.append(
             Problem(
                 str(folder),
                 f'there is no split "{split}"; there is {names(in_order(found.files))}',
-                f"add dataset/{split}.jsonl, or name another split in environment.split",
+                f"add {place}/{split}.jsonl, or name another split in environment.split",
             )
         )
     return problems

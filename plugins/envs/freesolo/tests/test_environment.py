@@ -221,6 +221,36 @@ def test_dataset_path_names_a_file_or_a_folder(build, path):
     assert build(SINGLE, files, dataset_path=path).tasks("train")[0].input == "x"
 
 
+def test_a_folder_of_the_params_has_all_splits_and_the_packaged_one_none(build):
+    files = {
+        "dataset/train.jsonl": '"a"',
+        "dataset/eval.jsonl": '"a"',
+        "dataset/dev.csv": "input",
+        "other/train.jsonl": '"x"',
+        "other/eval.txt": "y\nz",
+    }
+    environment = build(SINGLE, files, dataset_path="other")
+
+    assert environment.splits() == ("train", "eval")
+    assert [task.input for task in environment.tasks("eval")] == ["y", "z"]
+    with pytest.raises(EnvironmentFault, match='no split "dev"; there is train, eval') as caught:
+        environment.tasks("dev")
+    assert "add other/dev.jsonl" in caught.value.hint
+
+
+def test_rows_in_code_do_not_stand_in_for_a_split_that_the_named_folder_lacks(build, tmp_path):
+    source = dedent(SINGLE) + "\nEnv.examples = ['a']\n"
+    files = {"dataset/train.jsonl": '"a"', "other/eval.jsonl": '"x"'}
+
+    with pytest.raises(EnvironmentFault, match='no split "train"; there is eval'):
+        build(source, files, dataset_path="other")
+    (problem,) = FreesoloLoader(Context()).check(
+        tmp_path, split="train", params={"dataset_path": "other"}
+    )
+    assert 'no split "train"; there is eval' in problem.message
+    assert "other/train.jsonl" in problem.hint
+
+
 def test_the_factory_gets_paths_it_can_open(build, tmp_path):
     environment = build(SINGLE, dataset_path="dataset/train.jsonl")
 
@@ -240,6 +270,7 @@ def test_dataset_path_stays_in_the_folder(build, path):
         ("test", {}, 1),
         ("train", {"records": ["a", "b", "c"]}, 3),
         ("train", {"dataset_path": "dataset/test.csv"}, 1),
+        ("test", {"dataset_path": "dataset"}, 1),
         ("dev", {}, None),
     ],
 )
