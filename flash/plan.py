@@ -7,6 +7,7 @@ environment that lives elsewhere is fetched and every provider is asked.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import attrs
@@ -19,9 +20,10 @@ from flash.offers import find_offer, no_room
 from flash.plugins import boundary
 from flash.recipe import decide
 from flash.records import AlgorithmInput
-from flash.spec.model import blamed, find_record, spec_to_dict
+from flash.spec.model import blamed, find_record
+from flash.spec.paths import top_level
 from flash.spec.resolve import DEFAULT
-from flash.spec.secrets import SecretFinder, values_in_spec
+from flash.spec.secrets import Redactor, SecretFinder, values_in_spec
 from flash.spec.strict import Reader, config_fields
 from flash.values import Problem
 from flash.warm_start import FIELD, find_adapter, misfits
@@ -141,13 +143,19 @@ class _Planner:
         self.home = home
         self.find_run = find_run
         self.offline = offline
-        self.parts = resolved.parts
+        self.parts = dict(resolved.parts)
         self.sources = dict(resolved.sources)
         self.reasons: dict[str, Reason] = {}
         self.problems: list[Problem] = list(resolved.problems)
         self.finder = SecretFinder.beside(resolved.base, host)
 
     def plan(self) -> Plan:
+        values = self._values()
+        # First, so that a secret's value is neither looked up anywhere nor handed to a plugin.
+        leaks = list(values_in_spec(Reader().plain(self.parts), values))
+        self.problems += leaks
+        for leak in leaks:
+            self.parts.pop(top_level(leak.path), None)
         model = self._model()
         table: EnvironmentTable | None = self.parts.get("environment")
         environment = self._environment(table) if table else None
@@ -155,7 +163,7 @@ class _Planner:
         adapter = self._warm_start(model)
         train, need = self._algorithm(model, rows, adapter)
         spec = None
-        if self.resolved.spec is not None and train is not None:
+        if self.resolved.spec is not None and train is not None and not leaks:
             spec = attrs.evolve(self.resolved.spec, train=train)
         providers = self._providers()
         plan = Plan(
@@ -169,13 +177,30 @@ class _Planner:
             need=need,
             providers=tuple(providers),
             offer=self._offer(providers, need) if need else None,
-            secrets=tuple(self._secrets(table, model, spec)),
+            secrets=tuple(self._secrets(model)),
             problems=self.problems,
         )
         if spec is not None:
             self.problems += self.host.review(plan)
-        ordered = sorted(dict.fromkeys(self.problems), key=lambda problem: problem.path)
-        return attrs.evolve(plan, problems=ordered)
+        redact = Redactor(values.values()).redact
+        shown = dict.fromkeys(_redacted(problem, redact) for problem in self.problems)
+        return attrs.evolve(
+            plan,
+            sources={redact(path): label for path, label in self.sources.items()},
+            problems=sorted(shown, key=lambda problem: problem.path),
+        )
+
+    def _values(self) -> Mapping[str, str]:
+        """Return the values that nothing may show: of every secret that this plan could touch."""
+        records = [*self.host.all("model").values()]
+        for kind in ("provider", "sink"):
+            records += [self.host.get(kind, name) for name in self.parts.get(kind, {})]
+        names = {name for record in records for name in record.secrets}
+        found = {
+            name: self._ask("environment.secrets", partial(self.finder.find, name))
+            for name in sorted(names | {*self.resolved.secrets})
+        }
+        return {name: value for name, value in found.items() if value}
 
     def _model(self) -> ChosenModel | None:
         reference = self.parts.get("model")
@@ -311,19 +336,15 @@ class _Planner:
             self.problems.append(no_room(need, found.most, type(self.parts["train"])))
         return offer
 
-    def _secrets(
-        self, table: EnvironmentTable | None, model: ChosenModel | None, spec: Spec | None
-    ) -> Iterable[str]:
+    def _secrets(self, model: ChosenModel | None) -> Iterable[str]:
         """Return the names the worker gets: what the environment needs and its plugins can use."""
-        required = table.secrets if table else ()
+        required = self.resolved.secrets
         plugins = [("sink", name) for name in self.parts.get("sink", {})]
         plugins += [("model", model.plugin)] if model else []
         optional = {s for kind, name in plugins for s in self.host.get(kind, name).secrets}
         values = self._ask(
             "environment.secrets", lambda: self.finder.require(required, sorted(optional))
         )
-        if values and spec is not None:
-            self.problems += values_in_spec(spec_to_dict(spec), values)
         return sorted(values or ())
 
     def _ask(self, path: str, question: Callable[[], _T]) -> _T | None:
@@ -337,6 +358,15 @@ class _Planner:
         except FlashError as error:
             self.problems.append(blamed(path, error))
         return None
+
+
+def _redacted(problem: Problem, redact: Callable[[str], str]) -> Problem:
+    return attrs.evolve(
+        problem,
+        path=redact(problem.path),
+        message=redact(problem.message),
+        hint=redact(problem.hint) if problem.hint else None,
+    )
 
 
 def _model_problems(model: ChosenModel, thinking: bool) -> Iterable[Problem]:

@@ -417,9 +417,20 @@ class TestSecrets:
     def test_missing_ones_are_all_listed(self, setup):
         plan = setup.plan(environment=self.TABLE)
 
-        assert [problem.path for problem in plan.errors] == [
-            "environment.secrets[0]",
-            "environment.secrets[1]",
+        assert [line.partition(";")[0] for line in said(plan)] == [
+            "environment.secrets: KEY has no value",
+            "environment.secrets: OTHER has no value",
+        ]
+
+    def test_a_refused_name_is_not_said_to_miss_a_value_and_none_is_named_twice(self, setup):
+        names = '["A B", "X", "X", "path"]'
+
+        plan = setup.plan(environment=f'path = "env", secrets = {names}')
+
+        assert [line.partition(";")[0] for line in said(plan)] == [
+            "environment.secrets: X has no value",
+            "environment.secrets[0]: must be a name without spaces, commas or NUL",
+            "environment.secrets[3]: path is reserved: Flash and the machine use it themselves",
         ]
 
     def test_names_of_what_is_there_and_no_values_are_in_plan_and_job(self, setup, monkeypatch):
@@ -444,6 +455,54 @@ class TestSecrets:
         (line,) = said(plan)
         assert line.startswith("environment.params.url: contains the value of the secret KEY")
         assert CANARY not in line
+
+    @pytest.mark.parametrize(
+        "leak",
+        [
+            f"model={CANARY}",
+            f"model=hub:org/{CANARY}",
+            f"algorithm={CANARY}",
+            f"environment.path={CANARY}",
+            f"environment.split={CANARY}",
+            f"environment.params.key={CANARY}",
+            f"environment.params.{CANARY}=1",
+            f"environment.pip=['{CANARY} x']",
+            f"worker_env.A={CANARY}",
+            f"train.lora_rank={CANARY}",
+            f"train.lora_rank={CANARY}{'x' * 60}",
+            f"train.init_from_adapter={CANARY}",
+            f"train.{CANARY}=1",
+            f"provider.{CANARY}.x=1",
+            f"{CANARY}=1",
+        ],
+    )
+    @pytest.mark.parametrize("broken", ["", "seed=-1", "environment.id=5"])
+    def test_a_secrets_value_is_shown_by_no_plan_and_looked_up_nowhere(
+        self, setup, monkeypatch, leak, broken
+    ):
+        monkeypatch.setenv("KEY", CANARY + "x" * 60 * leak.endswith("x"))
+        table = 'path = "env", secrets = ["KEY"]'
+
+        plan = setup.plan(environment=table, sets=[leak, *filter(None, [broken])])
+
+        assert plan.errors
+        with pytest.raises(SpecError) as caught:
+            plan.check()
+        for surface in (json.dumps(dry_run_json(plan)), str(caught.value), str(setup.asked)):
+            assert CANARY[:12] not in surface
+
+    @pytest.mark.parametrize(
+        "name", ["model", "algorithm", "environment.path", "environment.split"]
+    )
+    def test_what_looks_like_a_secret_is_only_said_to_be_one(self, setup, name):
+        value = "hf_" + "aB3" * 12
+
+        plan = setup.plan(sets=[f"{name}={value}"])
+
+        (line,) = said(plan)
+        assert line.startswith(f"{name}: looks like a secret's value; take it out")
+        assert setup.asked == []
+        assert value[:12] not in json.dumps(dry_run_json(plan)) + line
 
 
 class TestWarmStart:

@@ -15,10 +15,11 @@ import attrs
 from flash.errors import FlashError, PluginError, SpecError
 from flash.fields import setting
 from flash.spec.layers import clean
-from flash.spec.paths import dotted, suggestion
+from flash.spec.paths import dotted, suggestion, top_level
 from flash.spec.rules import (
     environment_place,
     environment_rules,
+    secrets_asked_for,
     secrets_written_down,
     worker_variable_rules,
 )
@@ -125,10 +126,16 @@ class Spec:
 
 @attrs.frozen
 class Parts:
-    """The top-level values that could be read, by name, and every problem of the rest."""
+    """
+    The top-level values that could be read, by name, and every problem of the rest.
+
+    A value with the shape of a credential in it counts as one that could not be read, so that
+    nothing goes on to look for it or to quote it. `secrets` are the names that may be asked for.
+    """
 
     values: dict[str, Any]
     problems: list[Problem]
+    secrets: tuple[str, ...]
 
     def spec(self) -> Spec | None:
         """Return the spec, or None where an error stands in the way."""
@@ -169,8 +176,14 @@ def read_parts(data: Mapping[str, Any], host: PluginHost) -> Parts:
     if isinstance(data.get("environment"), dict):
         problems += environment_place(data["environment"])
     problems += worker_variable_rules(data.get("worker_env"))
-    problems += secrets_written_down(data)
-    return Parts(values, problems)
+    written = {problem.path: problem for problem in secrets_written_down(data)}
+    problems = [
+        *(problem for problem in problems if problem.path not in written),
+        *written.values(),
+    ]
+    for path in written:
+        values.pop(top_level(path), None)
+    return Parts(values, problems, secrets_asked_for(data.get("environment"), host))
 
 
 def _unquoted(problem: Problem) -> Problem:

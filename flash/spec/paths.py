@@ -30,6 +30,11 @@ def dotted(path: Path) -> str:
     return text
 
 
+def top_level(path: str) -> str:
+    """Return the first key of a dotted path whose first key is one of the spec's own."""
+    return re.split(r"[.\[]", path, maxsplit=1)[0]
+
+
 def _key(part: str) -> str:
     if looks_like_secret(part):
         return "***"

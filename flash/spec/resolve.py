@@ -43,6 +43,7 @@ class Resolved:
         spec: the whole, or None where a problem is an error; values that the recipe decides are
             still None.
         parts: the top-level values that could be read, by name.
+        secrets: the names that `environment.secrets` may ask for, each once.
         sources: dotted path of each value -> the layer that set it.
         problems: everything that is wrong, sorted by path.
         folders: layer -> the folder that relative paths in it start from.
@@ -52,6 +53,7 @@ class Resolved:
     path: Path
     spec: Spec | None
     parts: Mapping[str, Any]
+    secrets: Sequence[str]
     sources: Mapping[str, str]
     problems: Sequence[Problem]
     folders: Mapping[str, Path]
@@ -73,7 +75,13 @@ def resolve(
     read = read_layers(path, overlays, sets)
     if read.unreadable:
         return Resolved(
-            path=path, spec=None, parts={}, sources={}, problems=read.unreadable, folders={}
+            path=path,
+            spec=None,
+            parts={},
+            secrets=(),
+            sources={},
+            problems=read.unreadable,
+            folders={},
         )
     classes = _table_classes(read.layers, host)
     notices: list[Problem] = []
@@ -90,6 +98,7 @@ def resolve(
         path=path,
         spec=spec,
         parts=parts.values,
+        secrets=parts.secrets,
         sources={name: set_in.get(name, DEFAULT) for name in map(dotted, leaves(shown))},
         problems=problems,
         folders={layer.label: layer.base for layer in layers},

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPLIT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _URL: Final = re.compile(r"[a-z0-9+.-]{1,20}://\S+", re.IGNORECASE)
+_SHOWN: Final = 60
 _TAKE_OUT: Final = (
     "take it out of the file (and change it, if the file was shared); name the variable that "
     "holds it in environment.secrets"
@@ -85,14 +86,29 @@ def _wrong_package(entry: str) -> tuple[str, str] | None:
     try:
         Requirement(entry)
     except InvalidRequirement:
-        echo = "" if "://" in entry or looks_like_secret(entry) else f" {entry[:60]!r}"
+        # A cut text could be the start of a secret, which nothing would know to mask.
+        told = len(entry) <= _SHOWN and "://" not in entry and not looks_like_secret(entry)
+        echo = f" {entry!r}" if told else ""
         return f"is not a package requirement{echo}", example
     return None
 
 
-def _secret_names(names: Sequence[str], host: PluginHost) -> Iterator[Problem]:
+def secrets_asked_for(table: object, host: PluginHost) -> tuple[str, ...]:
+    """Return each acceptable name in the raw `[environment]`'s `secrets`, once."""
+    names = table.get("secrets") if isinstance(table, dict) else None
+    listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    taken = _taken(host)
+    return tuple(dict.fromkeys(name for name in listed if wrong_name(name, taken) is None))
+
+
+def _taken(host: PluginHost) -> set[str]:
+    """Return the names that plugins use for credentials of their own."""
     records = [*host.all("provider").values(), *host.all("model").values()]
-    taken = {name for record in records for name in record.secrets}
+    return {name for record in records for name in record.secrets}
+
+
+def _secret_names(names: Sequence[str], host: PluginHost) -> Iterator[Problem]:
+    taken = _taken(host)
     for index, name in enumerate(names):
         wrong = wrong_name(name, taken)
         if wrong is not None:

@@ -55,6 +55,7 @@ RESERVED_PREFIX: Final = "FLASH_"
 _SHORTEST_VALUE = 6
 _LARGEST_FILE = 1 << 20
 _FILES = (".env.local", ".env")
+_SETTING = "environment.secrets"
 
 
 def wrong_name(name: str, taken: Iterable[str] = ()) -> str | None:
@@ -107,16 +108,23 @@ class SecretFinder:
         """
         Return the value, or None; an empty one counts as missing.
 
-        Raises `SpecError` for a file that cannot be read and `PluginError` for a plugin that fails.
+        Raises `SpecError` for a file that cannot be read or a value that no worker could be given,
+        and `PluginError` for a plugin that fails.
         """
-        if value := self._host.find_secret(name) or self._environ.get(name):
-            return value
+        value = next(filter(None, self._candidates(name)), None)
+        if value and not _is_plain_text(value):
+            message = f"the value of {name} is not UTF-8 text, or contains a NUL character"
+            raise SpecError([Problem(_SETTING, message, "write it again")])
+        return value
+
+    def _candidates(self, name: str) -> Iterator[str | None]:
+        """Yield what each place has under this name, the first place first."""
+        yield self._host.find_secret(name)
+        yield self._environ.get(name)
         for path in self._files:
             if path not in self._read:
                 self._read[path] = _read_env_file(path)
-            if value := self._read[path].get(name):
-                return value
-        return None
+            yield self._read[path].get(name)
 
     def require(self, names: Sequence[str], optional: Iterable[str] = ()) -> dict[str, str]:
         """
@@ -126,8 +134,8 @@ class SecretFinder:
         """
         found = {name: self.find(name) for name in [*names, *optional]}
         missing = [
-            Problem(f"environment.secrets[{index}]", f"{name} has no value", self._hint())
-            for index, name in enumerate(names)
+            Problem(_SETTING, f"{name} has no value", self._hint())
+            for name in names
             if not found[name]
         ]
         if missing:
@@ -154,6 +162,15 @@ def _read_env_file(path: Path) -> Mapping[str, str | None]:
     except OSError as error:
         problem = Problem(str(path), f"cannot be read: {error.strerror or error}")
     raise SpecError([problem])
+
+
+def _is_plain_text(value: str) -> bool:
+    """Say whether a process can be given the value; undecodable bytes arrive as surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in value
 
 
 def values_in_spec(spec: Mapping[str, Any], secrets: Mapping[str, str]) -> Iterator[Problem]:
@@ -190,10 +207,24 @@ class Redactor:
         forms = {form for value in values for form in _forms(value)}
         ordered = sorted(forms, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+        self._longest = max(map(len, ordered), default=1)
 
     def redact(self, text: str) -> str:
         """Return the text with every value masked."""
         return self._pattern.sub(self.MASK, text) if self._pattern else text
+
+    def settle(self, text: str) -> tuple[str, str]:
+        """
+        Mask what no later text can change; return it, and the rest to put before that text.
+
+        The rest is shorter than the longest form of a value.
+        """
+        cut = max(0, len(text) - self._longest + 1)
+        for match in self._pattern.finditer(text) if self._pattern else ():
+            if match.start() >= cut:
+                break
+            cut = max(cut, match.end())
+        return self.redact(text[:cut]), text[cut:]
 
 
 def _forms(value: str) -> Iterator[str]:

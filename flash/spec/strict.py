@@ -48,7 +48,10 @@ def shown(value: object) -> str:
     if isinstance(value, str):
         if looks_like_secret(value):
             return "a string that looks like a secret"
-        return f"the string {json.dumps(value[:_SHOWN] + ('…' if len(value) > _SHOWN else ''))}"
+        # A cut text could be the start of a secret, which nothing would know to mask.
+        if len(value) > _SHOWN:
+            return f"a string of {len(value)} characters"
+        return f"the string {json.dumps(value)}"
     for kind, words in _KINDS:
         if isinstance(value, kind):
             return words.format(str(value).lower())

@@ -70,13 +70,20 @@ def test_every_missing_secret_is_listed_with_where_it_was_looked_for(places, hos
         finder(places, host, THERE="x").require(["FIRST", "THERE", "SECOND"], ["OPTIONAL"])
 
     said = [str(problem) for problem in caught.value.problems]
-    assert [line.split(":")[0] for line in said] == [
-        "environment.secrets[0]",
-        "environment.secrets[2]",
+    assert [line.split(";")[0] for line in said] == [
+        "environment.secrets: FIRST has no value",
+        "environment.secrets: SECOND has no value",
     ]
-    assert "FIRST has no value" in said[0]
     assert str(places[0]) in said[0]
     assert str(places[1]) in said[0]
+
+
+@pytest.mark.parametrize("value", ["not\udcffutf8", "a\x00b"])
+def test_a_value_that_no_worker_could_be_given_is_refused_by_name(places, host, value):
+    with pytest.raises(SpecError, match="the value of KEY is not UTF-8 text") as caught:
+        finder(places, host, KEY=value).find("KEY")
+
+    assert value not in str(caught.value)
 
 
 def test_only_what_has_a_value_is_returned(places, host):
