@@ -141,6 +141,8 @@ class LaunchRequest:
         caller: what the submitting shell said about its own machine: paths, proxies, devices. Of
             use to a provider that runs workers there, and to no other.
         secrets: values that must never reach a command line, a log or a disk that outlives the run.
+        memory_gib: what the job needs, as in `Provider.offers`; a provider that shares a machine
+            among launches keeps it free until the worker has taken it.
         workdir: the run's store folder, as the worker sees it.
         log: where the worker's stdout and stderr go, inside the store.
 
@@ -152,6 +154,7 @@ class LaunchRequest:
     env: Mapping[str, str]
     caller: Mapping[str, str]
     secrets: Mapping[str, str] = attrs.field(repr=False)
+    memory_gib: float
     workdir: str
     log: str
 

@@ -103,7 +103,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         _make_private(path)
-        self._engine = sa.create_engine(f"sqlite:///{path}")
+        self._engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
         sa.event.listen(self._engine, "connect", _on_connect)
         sa.event.listen(self._engine, "begin", _on_begin)
         try:

@@ -7,6 +7,7 @@ moves a run is the supervisor, which is started whenever there is something for 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -23,9 +24,9 @@ from flash.plane.database import Database
 from flash.plane.ids import LAST, is_run_id, read_prefix
 from flash.plane.runs import Records
 from flash.plane.secrets import RunSecrets
-from flash.plane.store import RunStore, incoming_store, tail_lines, write_job
+from flash.plane.store import RunStore, committed, incoming_store, tail_lines, write_job
 from flash.plane.tail import EventTail
-from flash.worker.checkpoints import CheckpointStore
+from flash.worker.checkpoints import CheckpointStore, damaged_file
 
 if TYPE_CHECKING:
     import subprocess
@@ -102,6 +103,7 @@ class Plane:
                 put=lambda: self._put(job.run, folder, secrets),
                 take_back=lambda: self._take_back(job.run, folder),
             )
+            committed(self._path(job.run))
         self.supervise()
         return self.run(job.run)
 
@@ -166,7 +168,8 @@ class Plane:
         """
         Return the adapter's folder of `<run>` (its final one) or `<run>/step-N`.
 
-        Raises `UsageError` where there is none, and names those there are.
+        Raises `UsageError` where there is none, and names those there are; `StoreError` where a
+        file of it is not what was saved.
         """
         match = _CHECKPOINT.fullmatch(reference)
         run = self.find(match["run"] if match else reference)
@@ -174,13 +177,13 @@ class Plane:
         if match is None:
             final = self.final(run.id)
             if final is not None:
-                return final.adapter
+                return _undamaged(final)
             message = f"the run {run.id} is {run.state} and has no final adapter"
         else:
             step = int(match["step"])
             found = next((checkpoint for checkpoint in saved if checkpoint.step == step), None)
             if found is not None:
-                return found.adapter
+                return _undamaged(found)
             message = f"the run {run.id} has no complete checkpoint of step {step}"
         steps = ", ".join(f"{run.id}/step-{checkpoint.step}" for checkpoint in saved[-_MOST_NAMED:])
         raise UsageError(message, hint=f"it has {steps}" if steps else "it has no checkpoint")
@@ -235,10 +238,22 @@ class Plane:
     def _take_back(self, run: str, folder: Path) -> None:
         self._secrets.forget(run)
         if not folder.exists():
-            self._path(run).rename(folder)
+            # A supervisor that started just now may have swept it away already.
+            with contextlib.suppress(FileNotFoundError):
+                self._path(run).rename(folder)
 
     def _path(self, run: str) -> Path:
         return self._home.runs / run
+
+
+def _undamaged(checkpoint: Checkpoint) -> Path:
+    damaged = damaged_file(checkpoint.folder)
+    if damaged is not None:
+        path = checkpoint.folder / damaged
+        message = f"{path} is damaged: it is not what the checkpoint's manifest says was saved"
+        hint = "take another: flash checkpoints lists them"
+        raise StoreError(message, hint=hint)
+    return checkpoint.adapter
 
 
 def _no_run(text: str) -> UsageError:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flash.values import Event, Instance, Outcome
 
 MAX_ATTEMPTS: Final = 3
-RETRIED: Final[frozenset[Outcome]] = frozenset({"lost", "no_capacity", "preempted", "stalled"})
+RETRIED: Final[frozenset[Outcome]] = frozenset({"lost", "no_capacity", "preempted"})
 
 # The worker's exit codes (docs/explanation/architecture.md); any other is a crash.
 EXIT_DONE: Final = 0
@@ -67,7 +67,7 @@ def end_of(
     outcome = outcome_of(attempt, instance)
     words = said.data if said is not None else {}
     detail = str(words.get("message") or _how(instance))
-    event = _event(run, attempts, outcome, detail)
+    event = _event(attempts, outcome, detail)
     failed = event == "fail"
     return Ending(
         outcome=outcome,
@@ -92,16 +92,13 @@ def not_launched(attempts: Sequence[Attempt], reason: str, now_s: float) -> Endi
     )
 
 
-def _event(run: Run, attempts: Sequence[Attempt], outcome: Outcome, detail: str) -> RunEvent:
+def _event(attempts: Sequence[Attempt], outcome: Outcome, detail: str) -> RunEvent:
     if outcome == "finished":
         return "finish"
     if outcome == "cancelled":
         return "cancel"
     if outcome not in RETRIED:
         return "fail"
-    # Asked to end, it is not started again, whatever ended it first.
-    if run.cancel_requested:
-        return "cancel"
     return "fail" if len(attempts) >= MAX_ATTEMPTS or _again(attempts, detail) else "requeue"
 
 

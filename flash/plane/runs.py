@@ -185,17 +185,22 @@ class Records:
         return next(iter(self._runs(sa.true(), limit=1)), None)
 
     def unfinished(self) -> list[Run]:
-        """Return the runs that are not final, or of which something may still be running."""
+        """
+        Return the runs that are not final, or of which something may still be running.
+
+        Oldest first: who came first is served first.
+        """
         unreleased = sa.select(tables.attempts.c.run).where(tables.attempts.c.state != "released")
-        return self._runs(
+        found = self._runs(
             tables.runs.c.state.not_in(sorted(FINAL)) | tables.runs.c.id.in_(unreleased)
         )
+        return found[::-1]
 
-    def with_unfinished(self, act: Callable[[set[str]], None]) -> None:
-        """Call `act` with the ids of the runs that are not final while none can be added."""
-        query = sa.select(tables.runs.c.id).where(tables.runs.c.state.not_in(sorted(FINAL)))
+    def with_states(self, act: Callable[[Mapping[str, RunState]], None]) -> None:
+        """Call `act` with the state of every run while none can be added."""
+        query = sa.select(tables.runs.c.id, tables.runs.c.state)
         with self._database.writing() as connection:
-            act(set(connection.scalars(query)))
+            act({row.id: row.state for row in connection.execute(query)})
 
     def attempts(self, run: str) -> list[Attempt]:
         """Return the run's attempts in order."""
@@ -296,8 +301,13 @@ class Records:
                 .values(stopping=outcome)
             )
 
-    def end(self, attempt: Attempt, ending: Ending) -> bool:
-        """Record how the attempt ended and move its run; only the first to say so does."""
+    def end(self, attempt: Attempt, ending: Ending) -> RunEvent | None:
+        """
+        Record how the attempt ended and move its run; return the event, None for a latecomer.
+
+        Only the first to say how it ended is heard. A run that is to be cancelled is not queued
+        again: whoever decided on `ending` may have looked before the cancel came.
+        """
         with self._database.writing() as connection:
             ended = connection.execute(
                 tables.attempts.update()
@@ -313,15 +323,21 @@ class Records:
                     ended_s=self._clock(),
                 )
             )
-            return ended.rowcount == 1 and self._move(
+            if ended.rowcount != 1:
+                return None
+            asked = sa.select(tables.runs.c.cancel_requested).where(tables.runs.c.id == attempt.run)
+            cancelled = ending.event == "requeue" and connection.scalar(asked)
+            event: RunEvent = "cancel" if cancelled else ending.event
+            moved = self._move(
                 connection,
                 attempt.run,
-                ending.event,
+                event,
                 old_fence=attempt.fence,
                 error=ending.error,
                 hint=ending.hint,
                 not_before_s=ending.not_before_s,
             )
+            return event if moved else None
 
     def released(self, attempt: Attempt) -> None:
         """Record that the provider has nothing left of an ended attempt."""

@@ -10,7 +10,9 @@ A run's folder: where things are in it, and how it comes to be.
 
 A store is built under a name that no run has and renamed into place, so it is there whole or not
 at all. What an interrupted submit left under such a name is told from one in progress by a lock
-on the folder, and swept away.
+on the folder, and swept away. One that was interrupted after the rename left a mark in the store
+and no run in the database. Without the mark a store stays, whatever the database says: it may be
+a new one, because the old one was damaged.
 """
 
 from __future__ import annotations
@@ -27,15 +29,17 @@ import attrs
 
 from flash.errors import StoreError
 from flash.files import store_error, sync_file, sync_folder, write_atomic
+from flash.plane.ids import is_run_id
 from flash.worker.reporter import read_event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from flash.home import FlashHome
     from flash.values import Event
 
 _INCOMING = ".incoming-"
+_UNCOMMITTED = ".uncommitted"
 _TAIL_BYTES = 1 << 16
 
 
@@ -113,6 +117,9 @@ def incoming_store(home: FlashHome, run: str) -> Iterator[Path]:
     lock = -1
     try:
         folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise store_error("make the folder", folder, error) from error
+    try:
         lock = os.open(folder, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield folder
@@ -126,11 +133,31 @@ def incoming_store(home: FlashHome, run: str) -> Iterator[Path]:
 
 def write_job(folder: Path, manifest: bytes) -> None:
     """Write the manifest and make all that is in `folder` survive a power cut."""
+    write_atomic(folder / _UNCOMMITTED, b"")
     write_atomic(folder / "job.json", manifest)
     for current, _, files in os.walk(folder):
         for name in files:
             sync_file(Path(current, name))
         sync_folder(Path(current))
+
+
+def committed(folder: Path) -> None:
+    """Say that the run of this store is in the database; where that fails, the sweep does."""
+    with contextlib.suppress(OSError):
+        (folder / _UNCOMMITTED).unlink()
+
+
+def sweep_uncommitted(home: FlashHome, runs: Collection[str]) -> None:
+    """
+    Remove the stores of submits that were cut short before their commit.
+
+    `runs` are all that there are, and the caller sees to it that none can be added meanwhile.
+    """
+    for mark in home.runs.glob(f"*/{_UNCOMMITTED}"):
+        if mark.parent.name in runs:
+            committed(mark.parent)
+        elif is_run_id(mark.parent.name):
+            shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def sweep_incoming(home: FlashHome) -> None:

@@ -128,7 +128,9 @@ class Supervision:
     def _wait(self, run: Run, reason: str) -> None:
         if run.waiting is None:
             self._log.info("waiting", run=run.id, reason=reason)
-        self._records.wait(run, reason, not_before_s=self._clock() + _ASK_AGAIN_S)
+        # On one beat for all: runs that wait are looked at in the same round, oldest first.
+        beat = self._clock() // _ASK_AGAIN_S + 1
+        self._records.wait(run, reason, not_before_s=beat * _ASK_AGAIN_S)
 
     def _ask_to_launch(self, run: Run, attempts: Sequence[Attempt]) -> None:
         """
@@ -177,6 +179,7 @@ class Supervision:
             env=dict(run.spec["worker_env"]),
             caller=dict(run.caller),
             secrets=self._secrets.values(run.id, job["secrets"]),
+            memory_gib=job["memory_gib"],
             workdir=str(store.path),
             log=str(store.log(attempt.number)),
         )
@@ -261,7 +264,8 @@ class Supervision:
         self._end(attempts[-1], policy.not_launched(attempts, reason, self._clock()))
 
     def _end(self, attempt: Attempt, ending: Ending) -> None:
-        if not self._records.end(attempt, ending):
+        event = self._records.end(attempt, ending)
+        if event is None:
             return
         self._log.info(
             "ended",
@@ -269,9 +273,9 @@ class Supervision:
             attempt=attempt.number,
             outcome=ending.outcome,
             exit_code=ending.exit_code,
-            then=ending.event,
+            then=event,
         )
-        if ending.event != "requeue":
+        if event != "requeue":
             self._secrets.forget(attempt.run)
 
     def _release(self, run: Run, attempt: Attempt) -> None:

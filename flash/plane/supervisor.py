@@ -20,16 +20,16 @@ from flash.home import FlashHome
 from flash.plane.daemon import LOCK_VARIABLE, lock_path, log_path
 from flash.plane.database import Database
 from flash.plane.lock import try_lock
-from flash.plane.runs import Records
+from flash.plane.runs import FINAL, Records
 from flash.plane.secrets import RunSecrets
-from flash.plane.store import sweep_incoming
+from flash.plane.store import sweep_incoming, sweep_uncommitted
 from flash.plane.supervision import WORKER, Supervision
 from flash.plugins import PluginHost
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from flash.plane.runs import Run
+    from flash.plane.runs import Run, RunState
 
 POLL_S = 0.3
 # Just after a change the next one is near: a launch comes up, a worker's end is cleared away.
@@ -62,7 +62,7 @@ class Supervisor:
     def run(self) -> None:
         """Work until nothing has been there to do for a while."""
         sweep_incoming(self._home)
-        self._records.with_unfinished(self._secrets.sweep)
+        self._records.with_states(self._sweep)
         idle_since_s = time.monotonic()
         while time.monotonic() - idle_since_s < self._idle_s:
             runs = self._records.unfinished()
@@ -72,6 +72,10 @@ class Supervisor:
                 idle_since_s = time.monotonic()
             recent = any(time.time() - run.updated_s < RECENT_S for run in runs)
             time.sleep(QUICK_S if recent else POLL_S)
+
+    def _sweep(self, states: Mapping[str, RunState]) -> None:
+        self._secrets.sweep([run for run, state in states.items() if state not in FINAL])
+        sweep_uncommitted(self._home, states)
 
     def has_work(self) -> bool:
         """Say whether there is a run to supervise now."""

@@ -52,6 +52,15 @@ def test_what_is_committed_is_on_the_disk_and_private(path):
     assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
 
 
+def test_a_home_whose_name_reads_like_a_url_keeps_its_database_inside(tmp_path):
+    folder = tmp_path / "a?b=c#d%20"
+    folder.mkdir()
+    add(Records(Database(folder / "flash.db")))
+
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
+
+
 def test_opening_again_keeps_what_is_there(path):
     add(Records(Database(path)))
 

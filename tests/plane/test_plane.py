@@ -111,6 +111,20 @@ def test_an_adapter_that_is_not_there_names_those_that_are(three):
     assert f"{runs[2]}/step-2" in of_step.value.hint
 
 
+@pytest.mark.parametrize("reference", ["last", "last/step-2"])
+def test_an_adapter_with_a_damaged_file_is_refused_and_the_file_named(three, reference):
+    """Of the size it had, so that only its bytes tell."""
+    plane, runs = three
+    checkpoints = CheckpointStore(plane.store(runs[2]))
+    checkpoints.save(2, lambda folder: (folder / "weights").write_text("good"), metrics={})
+    checkpoints.save_final(lambda folder: (folder / "weights").write_text("good"))
+    for weights in plane.store(runs[2]).rglob("weights"):
+        weights.write_text("evil")
+
+    with pytest.raises(StoreError, match="weights is damaged"):
+        plane.adapter(reference)
+
+
 def test_a_torn_checkpoint_is_not_listed(three):
     plane, runs = three
     store = plane.store(runs[2])

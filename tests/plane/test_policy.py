@@ -89,12 +89,6 @@ def test_finished_is_finished_even_while_stopping():
     assert ending.event == "finish"
 
 
-def test_a_worker_that_dies_before_its_cancel_is_not_started_again():
-    ending = end_of(run(cancel_requested=True), [attempt()], instance(137), None, 0.0)
-
-    assert (ending.outcome, ending.event) == ("lost", "cancel")
-
-
 def test_the_last_attempt_fails_the_run_and_tells_of_the_others():
     attempts = [attempt(n, outcome="lost", exit_code=137) for n in range(1, MAX_ATTEMPTS)]
 

@@ -74,7 +74,7 @@ class RecordsAgainstTheTable(RuleBasedStateMachine):
 
         attempt = self.records.begin(seen, "local", OFFER)
 
-        if self.state != "queued" or self.asked:
+        if self.state != "queued":
             assert attempt is None
             return multiple()
         self.move("launch")
@@ -95,11 +95,12 @@ class RecordsAgainstTheTable(RuleBasedStateMachine):
     def end(self, attempt, event):
         moved = self.records.end(attempt, Ending(outcome=OUTCOMES[event], event=event))
 
-        expected = attempt.fence not in self.ended
-        assert moved == expected
-        if expected:
-            self.ended.add(attempt.fence)
-            self.move(event)
+        if attempt.fence in self.ended:
+            assert moved is None
+            return
+        assert moved == ("cancel" if event == "requeue" and self.asked else event)
+        self.ended.add(attempt.fence)
+        self.move(moved)
 
     @rule()
     def cancel(self):
@@ -128,6 +129,7 @@ class RecordsAgainstTheTable(RuleBasedStateMachine):
         assert run.state == self.state
         assert run.final == (run.finished_s is not None)
         assert run.fence == (self.current.fence if self.current else 0)
+        assert not (run.state == "queued" and run.cancel_requested), "nothing would ever move it"
         numbers = [attempt.number for attempt in self.records.attempts("0abcdefgh")]
         assert numbers == list(range(1, len(numbers) + 1))
 
@@ -160,3 +162,25 @@ def test_a_supervisor_of_an_earlier_attempt_changes_nothing(tmp_path):
 
     run = records.run("0abcdefgh")
     assert (run.state, run.fence, run.error) == ("provisioning", second.fence, None)
+
+
+def test_a_cancel_that_comes_while_its_run_is_being_queued_again_is_carried_out(tmp_path):
+    """The supervisor decided on what it saw before the cancel."""
+    records = Records(Database(tmp_path / "flash.db"))
+    records.add("0abcdefgh", spec={}, caller={}, put=lambda: None, take_back=lambda: None)
+    attempt = records.begin(records.run("0abcdefgh"), "local", OFFER)
+    ending = Ending(outcome="lost", event="requeue")
+    records.request_cancel("0abcdefgh")
+
+    assert records.end(attempt, ending) == "cancel"
+
+    run = records.run("0abcdefgh")
+    assert (run.state, run.finished_s is None) == ("cancelled", False)
+
+
+def test_who_came_first_is_served_first(tmp_path):
+    records = Records(Database(tmp_path / "flash.db"))
+    for run in ("0bbbbbbbb", "0aaaaaaaa", "0cccccccc"):
+        records.add(run, spec={}, caller={}, put=lambda: None, take_back=lambda: None)
+
+    assert [run.id for run in records.unfinished()] == ["0aaaaaaaa", "0bbbbbbbb", "0cccccccc"]

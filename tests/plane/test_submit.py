@@ -11,7 +11,7 @@ import pytest
 
 from flash.errors import EnvironmentFault, StoreError
 from flash.plane.plane import Plane
-from flash.plane.store import sweep_incoming
+from flash.plane.store import incoming_store, sweep_incoming, sweep_uncommitted
 
 WAITS = 1e6
 """GiB that no machine here has: the run stays queued."""
@@ -122,8 +122,11 @@ def fill(path):
     os.close(descriptor)
 
 
-def test_a_submit_that_was_killed_leaves_nothing_after_the_next_supervisor(fresh_bench):
-    """Cut off at the worst moment: everything is in place but the transaction."""
+@pytest.mark.parametrize("moment", ["before its rename", "before its commit"])
+def test_a_submit_that_was_killed_leaves_nothing_after_the_next_supervisor(fresh_bench, moment):
+    """And what is there of other runs stays, even of one that the database does not know."""
+    other = fresh_bench.home.runs / "0zzzzzzzz"
+    other.mkdir()
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
@@ -131,33 +134,54 @@ def test_a_submit_that_was_killed_leaves_nothing_after_the_next_supervisor(fresh
         "from flash.plane.database import Database\n"
         "from flash.plane.runs import Records\n"
         "from flash.plane.secrets import RunSecrets\n"
-        "from flash.plane.store import incoming_store\n"
+        "from flash.plane.store import incoming_store, write_job\n"
         "home = FlashHome.from_environment()\n"
         "def put():\n"
         "    RunSecrets(home).keep('0abcdefgh', {'KEY': 'value-1234'})\n"
+        "    if sys.argv[1] == 'before its commit':\n"
+        "        folder.rename(home.runs / '0abcdefgh')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "with incoming_store(home, '0abcdefgh') as folder:\n"
-        "    (folder / 'environment').mkdir()\n"
+        "    write_job(folder, b'{}')\n"
         "    Records(Database(home.database)).add(\n"
         "        '0abcdefgh', spec={}, caller={}, put=put, take_back=lambda: None)\n"
     )
     killed = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, moment],
         env={**os.environ, "FLASH_HOME": str(fresh_bench.home.root)},
         check=False,
     )
     assert killed.returncode == -signal.SIGKILL
-    assert len(traces(fresh_bench)) == 2
+    assert len(traces(fresh_bench)) == 3
 
     fresh_bench.plane.supervise()
 
-    fresh_bench.until(lambda: traces(fresh_bench) == [])
+    fresh_bench.until(lambda: traces(fresh_bench) == [other])
     assert fresh_bench.plane.runs() == []
 
 
-def test_a_submit_in_progress_is_not_swept_away(quiet):
-    from flash.plane.store import incoming_store
+def test_a_store_whose_run_is_in_the_database_is_not_swept_away(quiet):
+    """Killed between its commit and taking the mark away, it looks half-submitted."""
+    run = quiet.submit("pass")
+    store = quiet.plane.store(run)
+    assert not (store / ".uncommitted").exists()
+    (store / ".uncommitted").touch()
 
+    sweep_uncommitted(quiet.home, [run])
+
+    assert (store / "job.json").exists()
+    assert not (store / ".uncommitted").exists()
+
+
+def test_a_second_submit_of_one_id_leaves_the_first_its_folder(quiet):
+    with incoming_store(quiet.home, "0abcdefgh") as folder:
+        with pytest.raises(StoreError, match="exists"), incoming_store(quiet.home, "0abcdefgh"):
+            pass
+
+        assert folder.is_dir()
+
+
+def test_a_submit_in_progress_is_not_swept_away(quiet):
     with incoming_store(quiet.home, "0abcdefgh") as folder:
         (folder / "job.json").write_text("{}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import shutil
 import subprocess
@@ -12,7 +13,9 @@ import attrs
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
+
+DEVICES = "CUDA_VISIBLE_DEVICES"
 
 _GIB = 1 << 30
 _QUERY_TIMEOUT_S = 10.0
@@ -71,6 +74,19 @@ def _group_free(folder: Path, limit: str, usage: str) -> Iterator[int]:
         yield max(0, int(most) - int(used) + cache)
 
 
+def held_gib(pid: int) -> float:
+    """Return the main memory that a process and its descendants have taken for themselves."""
+    held = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for member in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                info = member.memory_info()
+                # Pages of files and shared ones are not counted: the kernel may call them free.
+                held += info.rss - getattr(info, "shared", 0)
+    return held / _GIB
+
+
 def gpus(environ: Mapping[str, str]) -> list[Gpu]:
     """Return the GPUs that torch can use and `CUDA_VISIBLE_DEVICES` leaves, most room first."""
     command = shutil.which("nvidia-smi")
@@ -88,12 +104,28 @@ def gpus(environ: Mapping[str, str]) -> list[Gpu]:
     except (OSError, subprocess.SubprocessError):
         # A driver that does not answer has no GPU to offer.
         return []
-    found = parse_gpus(answer.stdout)
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        named = {name.strip() for name in visible.split(",")}
-        found = [gpu for gpu in found if gpu.index in named or gpu.uuid in named]
-    return sorted(found, key=lambda gpu: -gpu.free_gib)
+    return visible(parse_gpus(answer.stdout), environ)
+
+
+def visible(found: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
+    """
+    Return the GPUs that `CUDA_VISIBLE_DEVICES` leaves, most room first.
+
+    It is read as CUDA reads it: indices and starts of UUIDs, up to the first that fits none.
+    """
+    chosen = list(found)
+    if DEVICES in environ:
+        chosen = []
+        for name in map(str.strip, environ[DEVICES].split(",")):
+            fitting = [
+                gpu
+                for gpu in found
+                if name == gpu.index or (name.startswith("GPU-") and gpu.uuid.startswith(name))
+            ]
+            if len(fitting) != 1:
+                break
+            chosen += fitting
+    return sorted(chosen, key=lambda gpu: -gpu.free_gib)
 
 
 def parse_gpus(text: str) -> list[Gpu]:

@@ -7,6 +7,7 @@ once it has recorded the end, and from then on `get` says gone.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import getpass
 import json
@@ -25,33 +26,53 @@ from flash_provider_local.launches import EXIT, GUARD, REQUEST, STOP, WORKER, La
 from flash_provider_local.processes import MARKER, kill_all, of_launch, same_process
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from flash.api import LaunchRequest, Need
+    from flash_provider_local.machine import Gpu
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9-]{0,49}")
 _CPU = "cpu"
-_DEVICES = "CUDA_VISIBLE_DEVICES"
+_NO_GPU = ""
+"""The device of a worker that runs on the CPU, as CUDA_VISIBLE_DEVICES has it."""
 
 
 class LocalProvider:
-    """Runs workers on this machine; `workdir` holds one folder a launch."""
+    """
+    Runs workers on this machine; `workdir` holds one folder a launch.
 
-    def __init__(self, workdir: Path) -> None:
+    `gpus` and `free_memory_gib` say what the machine has.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        gpus: Callable[[Mapping[str, str]], Sequence[Gpu]] = machine.gpus,
+        free_memory_gib: Callable[[], float] = machine.free_memory_gib,
+    ) -> None:
         self._launches = workdir / "launches"
+        self._gpus = gpus
+        self._free_memory_gib = free_memory_gib
 
     def check(self) -> str:
         """Return the user and machine that workers run as and on."""
         return f"{getpass.getuser()}@{platform.node()}"
 
     def offers(self, need: Need) -> list[Offer]:
-        """Return the GPUs that have room for `need`, most room first, then the CPU if it has."""
+        """
+        Return the GPUs that have room for `need`, most room first, then the CPU if it has.
+
+        Room is what is free now, less what launches that still grow were promised of it.
+        """
+        promised = self._promised_gib()
         found = [
-            Offer("local", gpu.uuid, round(gpu.free_gib, 2), accelerator=gpu.name)
-            for gpu in machine.gpus(os.environ)
+            Offer("local", gpu.uuid, _left(gpu.free_gib, promised[gpu.uuid]), accelerator=gpu.name)
+            for gpu in self._gpus(os.environ)
         ]
-        found.append(Offer("local", _CPU, round(machine.free_memory_gib(), 2)))
+        found.sort(key=lambda offer: -offer.memory_gib)
+        found.append(Offer("local", _CPU, _left(self._free_memory_gib(), promised[_NO_GPU])))
         return [offer for offer in found if offer.memory_gib >= need.memory_gib]
 
     def launch(self, offer: Offer, request: LaunchRequest) -> Launch:
@@ -70,7 +91,8 @@ class LocalProvider:
                 return accepted
             try:
                 if folder.read(GUARD) is None:
-                    folder.write(REQUEST, _record(folder, offer, request))
+                    device = self._device(offer, request.caller)
+                    folder.write(REQUEST, _record(folder, device, request))
                     _start_guard(folder, request, lock)
             finally:
                 os.close(lock)
@@ -113,12 +135,9 @@ class LocalProvider:
 
     def list(self, owner: str) -> list[Instance]:
         """Return every launch of `owner` that has happened and is not cleared away."""
-        if not self._launches.is_dir():
-            return []
-        folders = [LaunchFolder(path) for path in sorted(self._launches.iterdir())]
         instances = [
             self.get({"key": folder.key})
-            for folder in folders
+            for folder in self._folders()
             if (folder.read(REQUEST) or {}).get("owner") == owner
         ]
         return [instance for instance in instances if instance.state != "gone"]
@@ -148,6 +167,38 @@ class LocalProvider:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(guard["pid"], signal.SIGTERM)
 
+    def _device(self, offer: Offer, caller: Mapping[str, str]) -> str:
+        """
+        Return the one device that the worker sees.
+
+        It is the offered one, unless the submitting shell does not allow that: its variable need
+        not be what this process had when it made the offer. Then it is the roomiest allowed one.
+        """
+        if offer.id == _CPU:
+            return _NO_GPU
+        if machine.DEVICES not in caller:
+            return offer.id
+        allowed = [gpu.uuid for gpu in self._gpus(caller)]
+        return offer.id if offer.id in allowed else next(iter(allowed), _NO_GPU)
+
+    def _promised_gib(self) -> Mapping[str, float]:
+        """Return by device what live launches asked for and have not taken yet."""
+        promised: dict[str, float] = collections.defaultdict(float)
+        for folder in self._folders():
+            request = folder.read(REQUEST)
+            if request is None or folder.read(EXIT) is not None or not folder.guarded():
+                continue
+            device, worker = request["device"], folder.read(WORKER)
+            # What a worker holds of a GPU is not told in a container; then all of it counts twice.
+            held = machine.held_gib(worker["pid"]) if worker and device == _NO_GPU else 0.0
+            promised[device] += max(0.0, request["memory_gib"] - held)
+        return promised
+
+    def _folders(self) -> Sequence[LaunchFolder]:
+        if not self._launches.is_dir():
+            return []
+        return [LaunchFolder(path) for path in sorted(self._launches.iterdir())]
+
     def _folder(self, key: str) -> LaunchFolder:
         if not _KEY.fullmatch(key):
             message = f"not a launch key: {key!r}"
@@ -155,33 +206,26 @@ class LocalProvider:
         return LaunchFolder(self._launches / key)
 
 
-def _record(folder: LaunchFolder, offer: Offer, request: LaunchRequest) -> dict[str, Any]:
-    """Return what the guard is told: everything but the secrets."""
+def _left(free_gib: float, promised_gib: float) -> float:
+    return round(max(0.0, free_gib - promised_gib), 2)
+
+
+def _record(folder: LaunchFolder, device: str, request: LaunchRequest) -> dict[str, Any]:
+    """Return what is written of a launch: everything but the secrets."""
     return {
         "owner": request.owner,
+        "device": device,
+        "memory_gib": request.memory_gib,
         "argv": list(request.argv),
         "env": {
             **request.caller,
-            _DEVICES: _device(offer, request.caller.get(_DEVICES)),
+            machine.DEVICES: device,
             **request.env,
             MARKER: str(folder.path),
         },
         "workdir": request.workdir,
         "log": request.log,
     }
-
-
-def _device(offer: Offer, named: str | None) -> str:
-    """
-    Return the one device that the worker sees.
-
-    `named` is what the submitting shell allows, which need not be what this process was allowed
-    when it made the offer; of several devices it is the first.
-    """
-    if offer.id == _CPU:
-        return ""
-    allowed = [offer.id] if named is None else [name.strip() for name in named.split(",")]
-    return offer.id if offer.id in allowed else allowed[0]
 
 
 def _start_guard(folder: LaunchFolder, request: LaunchRequest, lock: int) -> None:

@@ -62,6 +62,7 @@ def launched(tmp_path):
             env={},
             caller={"PATH": os.environ["PATH"]},
             secrets={},
+            memory_gib=0.0,
             workdir=str(tmp_path),
             log=str(tmp_path / "worker.log"),
         )
@@ -177,6 +178,7 @@ def test_a_launch_never_touches_the_processes_of_another(launched, tmp_path):
         env={},
         caller={},
         secrets={},
+        memory_gib=0.0,
         workdir=str(tmp_path),
         log=str(tmp_path / "other.log"),
     )

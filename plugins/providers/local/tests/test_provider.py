@@ -12,18 +12,25 @@ from pathlib import Path
 
 import psutil
 import pytest
+from flash_provider_local.machine import Gpu, visible
 from flash_provider_local.provider import LocalProvider
 
 from flash.api import BadRequest, LaunchRequest, Need, Offer
 
 CPU = Offer("local", "cpu", 1.0)
+GPUS = [Gpu(str(n), f"GPU-{n}f", "NVIDIA H100", 80.0 - n) for n in range(4)]
+FREE_GIB = 10.0
 FINAL = {"succeeded", "failed", "stopped"}
 
 
 @pytest.fixture
 def provider(tmp_path):
     """Make a provider and clear away whatever a failing test leaves."""
-    provider = LocalProvider(tmp_path / "provider")
+    provider = LocalProvider(
+        tmp_path / "provider",
+        gpus=lambda environ: visible(GPUS, environ),
+        free_memory_gib=lambda: FREE_GIB,
+    )
     yield provider
     for instance in provider.list("me"):
         provider.terminate(instance.ref, grace_s=0)
@@ -38,6 +45,7 @@ def request_for(tmp_path, code, *, key="flash-me-run-1", **changes):
         "env": {"GREETING": "hello"},
         "caller": {"PATH": os.environ["PATH"]},
         "secrets": {},
+        "memory_gib": 0.0,
         "workdir": str(tmp_path),
         "log": str(tmp_path / f"{key}.log"),
     }
@@ -133,8 +141,10 @@ def test_a_worker_sees_what_the_request_says_and_nothing_of_our_environment(
     ("offered", "caller", "seen"),
     [
         ("GPU-1f", {}, "GPU-1f"),
-        ("GPU-1f", {"CUDA_VISIBLE_DEVICES": "GPU-0a, GPU-1f"}, "GPU-1f"),
-        ("GPU-1f", {"CUDA_VISIBLE_DEVICES": "2,3"}, "2"),
+        ("GPU-1f", {"CUDA_VISIBLE_DEVICES": "0,1"}, "GPU-1f"),
+        ("GPU-1f", {"CUDA_VISIBLE_DEVICES": "GPU-0f, GPU-1"}, "GPU-1f"),
+        ("GPU-1f", {"CUDA_VISIBLE_DEVICES": "3,2"}, "GPU-2f"),
+        ("GPU-1f", {"CUDA_VISIBLE_DEVICES": "0,-1,1"}, "GPU-0f"),
         ("GPU-1f", {"CUDA_VISIBLE_DEVICES": ""}, ""),
         ("cpu", {"CUDA_VISIBLE_DEVICES": "0"}, ""),
     ],
@@ -175,7 +185,7 @@ def test_racing_launchers_start_one_worker(provider, tmp_path):
         "from flash_provider_local.provider import LocalProvider\n"
         f"code = \"open({str(marks)!r}, 'a').write('x')\"\n"
         "request = LaunchRequest(key='flash-me-race-1', owner='me',\n"
-        "    env={}, caller={}, secrets={}, argv=(sys.executable, '-c', code),\n"
+        "    env={}, caller={}, secrets={}, memory_gib=0.0, argv=(sys.executable, '-c', code),\n"
         f"    workdir={str(tmp_path)!r}, log={str(tmp_path / 'race.log')!r})\n"
         "sys.stdin.read()\n"
         f"provider = LocalProvider(Path({str(tmp_path / 'provider')!r}))\n"
@@ -357,7 +367,45 @@ def test_keys_that_are_no_names_are_refused(provider, key):
         provider.get({"key": key})
 
 
-def test_the_cpu_is_offered_when_the_job_fits_and_only_then(provider):
+def rooms(provider):
+    return {offer.id: offer.memory_gib for offer in provider.offers(Need(memory_gib=0.0))}
+
+
+def test_what_a_worker_was_promised_and_has_not_taken_is_not_offered_again(provider, tmp_path):
+    """Two runs of 60 % of the memory are not started together; on a GPU neither."""
+    before = rooms(provider)
+    requests = [
+        request_for(tmp_path, "import time; time.sleep(60)", key=f"flash-me-{n}-1", memory_gib=6.0)
+        for n in range(2)
+    ]
+
+    refs = [
+        provider.launch(offer, request).ref
+        for offer, request in zip((CPU, Offer("local", "GPU-1f", 79.0)), requests, strict=True)
+    ]
+
+    assert [offer.id for offer in provider.offers(Need(memory_gib=6.0))] == [
+        "GPU-0f", "GPU-2f", "GPU-3f", "GPU-1f",
+    ]  # fmt: skip
+    assert rooms(provider)["GPU-1f"] == before["GPU-1f"] - 6.0
+    for ref in refs:
+        provider.terminate(ref, grace_s=0)
+        wait_for(provider, ref, *FINAL)
+    assert rooms(provider) == before
+
+
+def test_what_a_worker_has_taken_is_not_kept_back_a_second_time(provider, tmp_path):
+    code = "taken = bytearray(1 << 28); print('taken', flush=True); import time; time.sleep(60)"
+    request = request_for(tmp_path, code, memory_gib=1.0)
+
+    provider.launch(CPU, request)
+    wait_until(lambda: Path(request.log).read_text() == "taken\n")
+
+    assert 9.25 <= rooms(provider)["cpu"] < 9.35
+
+
+def test_the_cpu_is_offered_when_the_job_fits_and_only_then(tmp_path):
+    provider = LocalProvider(tmp_path, gpus=lambda _: [])
     offer = provider.offers(Need(memory_gib=0.001))[-1]
 
     assert (offer.id, offer.accelerator, offer.price_usd_hour) == ("cpu", None, 0.0)
