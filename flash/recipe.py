@@ -66,6 +66,7 @@ def _of_adapter(adapter: Adapter) -> dict[str, Recipe]:
     return {
         "lora_rank": Recipe(adapter.rank, reason, adapter.reference),
         "lora_alpha": Recipe(adapter.alpha, reason, adapter.reference),
+        "target_modules": Recipe(adapter.targets, reason, adapter.reference),
     }
 
 

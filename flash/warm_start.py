@@ -18,7 +18,19 @@ if TYPE_CHECKING:
 
 FIELD: Final = "init_from_adapter"
 _CONFIG: Final = "adapter_config.json"
+_WEIGHTS: Final = "adapter_model.safetensors"
 _LARGEST_CONFIG: Final = 1 << 20
+
+# What makes an adapter compute something else than alpha / r * B A on the base model's own
+# weights. Training would drop it, and go on from another model than the one that was named.
+_NOT_PLAIN: Final = (
+    *("alora_invocation_tokens", "alpha_pattern", "arrow_config", "bias", "kasa_config"),
+    *("layer_replication", "lora_bias", "modules_to_save", "monteclora_config", "rank_pattern"),
+    *("target_parameters", "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora"),
+    *("use_rslora", "velora_config"),
+)
+_PLAIN_STARTS: Final = (True, False, None, "gaussian", "orthogonal", "eva")
+"""Other `init_lora_weights` change the base model's weights too."""
 
 
 @attrs.frozen
@@ -30,6 +42,7 @@ class Adapter:
     base_model: str
     rank: int
     alpha: float
+    targets: str | tuple[str, ...]
 
 
 def find_adapter(reference: str, base: Path, find_run: Callable[[str], Path]) -> Adapter:
@@ -39,7 +52,10 @@ def find_adapter(reference: str, base: Path, find_run: Callable[[str], Path]) ->
     `find_run` returns the adapter's folder for `<run>` or `<run>/step-N`, or raises. Raises
     `UsageError` where there is no readable adapter.
     """
-    folder = (base / Path(reference).expanduser()).absolute()
+    try:
+        folder = (base / Path(reference).expanduser()).absolute()
+    except RuntimeError as error:  # no such user, or no home folder
+        raise UsageError(f'the folder "{reference}" cannot be found: {error}') from error
     if not _is_adapter(folder):
         if reference.startswith(("./", "../", "/", "~")) or _exists(folder):
             message = f"{folder} holds no adapter: there is no {_CONFIG}"
@@ -78,7 +94,28 @@ def _read(reference: str, folder: Path) -> Adapter:
         raise UsageError(
             f"{path} does not say base_model_name_or_path, r and lora_alpha", hint=hint
         )
-    return Adapter(reference, folder, base, rank, alpha)
+    targets = config.get("target_modules")
+    if isinstance(targets, list) and all(isinstance(name, str) for name in targets):
+        targets = tuple(sorted(targets))
+    if not targets or not isinstance(targets, str | tuple):
+        raise UsageError(f"{path} does not say target_modules", hint=hint)
+    _check_plain(path, config)
+    if not _exists(folder / _WEIGHTS):
+        message = f"{folder} holds no weights that can be read: there is no {_WEIGHTS}"
+        raise UsageError(message, hint=f"{hint}, with its weights as safetensors")
+    return Adapter(reference, folder, base, rank, alpha, targets)
+
+
+def _check_plain(path: Path, config: Mapping[str, Any]) -> None:
+    odd = [name for name in _NOT_PLAIN if config.get(name) not in (None, False, "none", [], {})]
+    if config.get("init_lora_weights") not in _PLAIN_STARTS:
+        odd.append("init_lora_weights")
+    if odd:
+        raise UsageError(
+            f"{path}: {odd[0]} is {json.dumps(config[odd[0]])}, and training goes on from plain "
+            "LoRA only",
+            hint="start from another adapter, or merge this one into its model and train on that",
+        )
 
 
 def misfits(adapter: Adapter, model: ChosenModel, asked: Mapping[str, Any]) -> Iterator[Problem]:
@@ -100,6 +137,18 @@ def misfits(adapter: Adapter, model: ChosenModel, asked: Mapping[str, Any]) -> I
                 f"is {asked[name]}, but {adapter.reference} has {value}",
                 f"leave {name} out; it is taken from the adapter",
             )
+    # What "all-linear" means only the loaded model can tell; there the weights are compared.
+    targets = asked.get("target_modules")
+    if isinstance(targets, tuple) and tuple(sorted(targets)) != adapter.targets:
+        yield Problem(
+            "train.target_modules",
+            f"is {', '.join(targets)}, but {adapter.reference} has {_listed(adapter.targets)}",
+            "leave target_modules out; they are taken from the adapter",
+        )
+
+
+def _listed(targets: str | tuple[str, ...]) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)
 
 
 def _same_model(base: str, model: ChosenModel) -> bool:

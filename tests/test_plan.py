@@ -45,6 +45,7 @@ class Sft:
     learning_rate: float | None = setting(None, doc="Step size.", gt=0, recipe=True)
     batch_size: int = setting(16, doc="Rows a step.", ge=1)
     max_length: int = setting(1024, doc="Tokens a row.", ge=8)
+    target_modules: str | tuple[str, ...] = setting("all-linear", doc="What is adapted.")
     init_from_adapter: str | None = setting(None, doc="Where to start.")
 
 
@@ -227,9 +228,9 @@ def test_a_plan_decides_everything_and_says_why(setup):
     assert plan.sources["train.batch_size"] == "default"
     assert plan.reasons["train.lora_alpha"].reason == "twice the rank"
     assert plan.reasons["train.lora_alpha"].source == "the paper"
-    assert (plan.model.plugin, plan.card.parameters, plan.rows) == ("zoo", 10**6, 3)
+    assert (plan.model.plugin, plan.model.card.parameters, plan.rows) == ("zoo", 10**6, 3)
     assert (plan.environment.plugin, plan.environment.folder) == ("plain", setup.folder / "env")
-    assert (plan.provider, plan.offer.memory_gib, plan.need.steps) == ("local", 16, 3)
+    assert (plan.offer.provider, plan.offer.memory_gib, plan.need.steps) == ("local", 16, 3)
 
 
 def test_what_the_user_set_stays(setup):
@@ -302,7 +303,7 @@ class TestModels:
         assert setup.asked == []
         assert dry.errors == []
         assert [(p.path, p.severity) for p in dry.problems] == [("model", "warning")]
-        assert setup.plan(model="org/other").card.parameters == 7 * 10**9
+        assert setup.plan(model="org/other").model.card.parameters == 7 * 10**9
         assert setup.asked == ["org/other"]
 
     def test_a_model_that_nobody_has_is_a_problem(self, setup):
@@ -369,10 +370,12 @@ class TestProviders:
         plan = setup.plan("[provider.small]\n[provider.far]\n[provider.local]\n")
 
         assert plan.providers == ("small", "far", "local")
-        assert plan.provider == "far"
+        assert plan.offer.provider == "far"
 
     def test_a_dry_run_asks_only_those_that_need_no_network(self, setup):
-        assert setup.plan("[provider.far]\n[provider.local]\n", offline=True).provider == "local"
+        assert (
+            setup.plan("[provider.far]\n[provider.local]\n", offline=True).offer.provider == "local"
+        )
         far = setup.plan("[provider.far]\n", offline=True)
         assert (far.provider, said(far)) == (None, [])
 
@@ -400,7 +403,7 @@ class TestProviders:
         monkeypatch.setenv("CLOUD_KEY", "x")
         setup.places = [place("local", 16, secrets=("CLOUD_KEY",))]
 
-        assert setup.plan().provider == "local"
+        assert setup.plan().offer.provider == "local"
 
     def test_without_a_default_provider_the_plan_says_so(self, setup):
         setup.places = []
@@ -514,26 +517,34 @@ class TestWarmStart:
             "base_model_name_or_path": "org/tiny",
             "r": 8,
             "lora_alpha": 24,
+            "target_modules": ["v_proj", "q_proj"],
+            "use_rslora": False,
+            "rank_pattern": {},
+            "bias": "none",
+            "init_lora_weights": True,
         }
         (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+        (folder / "adapter_model.safetensors").touch()
         return folder
 
-    def test_rank_and_alpha_come_from_the_adapter(self, setup):
+    def test_rank_alpha_and_modules_come_from_the_adapter(self, setup):
         folder = self.adapter(setup)
 
         plan = setup.plan('[train]\ninit_from_adapter = "adapter"\n')
 
         assert said(plan) == []
         assert (plan.spec.train.lora_rank, plan.spec.train.lora_alpha) == (8, 24)
+        assert plan.spec.train.target_modules == ("q_proj", "v_proj")
         assert plan.sources["train.lora_rank"] == "train.init_from_adapter"
         assert plan.reasons["train.lora_rank"].source == "adapter"
         assert plan.warm_start.folder == folder
 
-    def test_another_base_rank_or_alpha_is_refused(self, setup):
+    def test_another_base_rank_alpha_or_modules_are_refused(self, setup):
         self.adapter(setup, base_model_name_or_path="org/other")
 
         plan = setup.plan(
             '[train]\ninit_from_adapter = "./adapter"\nlora_rank = 4\nlora_alpha = 24\n'
+            'target_modules = ["q_proj", "k_proj"]\n'
         )
 
         assert said(plan) == [
@@ -545,7 +556,53 @@ class TestWarmStart:
                 "train.lora_rank: is 4, but ./adapter has 8; "
                 "leave lora_rank out; it is taken from the adapter"
             ),
+            (
+                "train.target_modules: is q_proj, k_proj, but ./adapter has q_proj, v_proj; "
+                "leave target_modules out; they are taken from the adapter"
+            ),
         ]
+
+    @pytest.mark.parametrize("asked", ['["v_proj", "q_proj"]', '"all-linear"'])
+    def test_modules_that_may_be_the_adapters_are_left_to_the_worker(self, setup, asked):
+        self.adapter(setup)
+
+        plan = setup.plan(f'[train]\ninit_from_adapter = "adapter"\ntarget_modules = {asked}\n')
+
+        assert said(plan) == []
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("use_rslora", True),
+            ("alpha_pattern", {"q_proj": 4}),
+            ("rank_pattern", {"q_proj": 4}),
+            ("use_dora", True),
+            ("modules_to_save", ["embed_tokens"]),
+            ("bias", "lora_only"),
+            ("init_lora_weights", "pissa_niter_4"),
+        ],
+    )
+    def test_an_adapter_of_another_scale_or_kind_is_refused_by_key_and_file(
+        self, setup, key, value
+    ):
+        folder = self.adapter(setup, **{key: value})
+
+        (line,) = said(setup.plan('[train]\ninit_from_adapter = "adapter"\n'))
+
+        assert f"{folder / 'adapter_config.json'}: {key} is {json.dumps(value)}" in line
+
+    def test_an_adapter_without_safetensors_is_refused(self, setup):
+        weights = self.adapter(setup) / "adapter_model.safetensors"
+        weights.rename(weights.with_name("adapter_model.bin"))
+
+        (line,) = said(setup.plan('[train]\ninit_from_adapter = "adapter"\n'))
+
+        assert "there is no adapter_model.safetensors" in line
+
+    def test_a_home_folder_of_nobody_is_a_problem(self, setup):
+        (line,) = said(setup.plan('[train]\ninit_from_adapter = "~nosuchuser/x"\n'))
+
+        assert line.startswith('train.init_from_adapter: the folder "~nosuchuser/x" cannot be')
 
     def test_a_base_that_is_the_same_folder_fits(self, setup):
         weights = setup.folder / "weights"
@@ -564,6 +621,8 @@ class TestWarmStart:
             ({"r": "8"}, "does not say base_model_name_or_path, r and lora_alpha"),
             ({"r": True}, "does not say"),
             ({"base_model_name_or_path": None}, "does not say"),
+            ({"target_modules": None}, "does not say target_modules"),
+            ({"target_modules": [1]}, "does not say target_modules"),
         ],
     )
     def test_a_damaged_adapter_is_refused(self, setup, changes, expected):
@@ -611,7 +670,7 @@ class TestReview:
         seen = []
 
         def review(plan):
-            seen.append((plan.spec.train.learning_rate, plan.provider))
+            seen.append((plan.spec.train.learning_rate, plan.offer.provider))
             return [
                 Problem("budget.max_hours", "is required here"),
                 Problem("seed", "is a nice one", severity="warning"),

@@ -165,6 +165,7 @@ def test_an_adapter_of_another_base_is_refused(project):
         "base_model_name_or_path": "some/other-base",
         "r": 2,
         "lora_alpha": 4,
+        "target_modules": ["q_proj"],
     }
     project.write("adapter/adapter_config.json", json.dumps(config))
     project.write("adapter/adapter_model.safetensors", "")
@@ -179,6 +180,7 @@ def test_an_adapter_of_another_rank_is_refused(project):
         "base_model_name_or_path": str(project.model),
         "r": 8,
         "lora_alpha": 16,
+        "target_modules": ["q_proj"],
     }
     project.write("adapter/adapter_config.json", json.dumps(config))
     project.write("adapter/adapter_model.safetensors", "")
