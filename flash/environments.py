@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from flash.context import plugin_context
-from flash.errors import EnvironmentFault
+from flash.errors import EnvironmentFault, FlashError
 from flash.files import sha256, store_error
 from flash.plugins import boundary
 from flash.suggest import did_you_mean
@@ -133,10 +133,16 @@ def _local(reference: str, base: Path, host: PluginHost) -> Located:
             f"{folder} is a file, and an environment is a folder", hint=f"use {folder.parent}"
         )
     readers = []
+    failure: FlashError | None = None
     for name, record in host.all("environment").items():
-        with boundary(name, "detect"):
-            if record.detect(folder):
-                readers.append(name)
+        try:
+            with boundary(name, "detect"):
+                if record.detect(folder):
+                    readers.append(name)
+        except FlashError as error:  # a plugin that fails stops nothing that another one reads
+            failure = failure or error
+    if failure is not None and not readers:
+        raise failure
     if len(readers) > 1:
         raise EnvironmentFault(
             f"several plugins read {folder}: {', '.join(readers)}",
@@ -164,14 +170,20 @@ def _no_folder(base: Path, reference: str, error: Exception) -> EnvironmentFault
 
 
 def _claiming(scheme: str, reference: str, host: PluginHost) -> str:
-    claims = {s: name for name, record in host.all("environment").items() for s in record.schemes}
-    if scheme not in claims:
-        listed = ", ".join(f"{known}:" for known in sorted(claims)) or "none"
+    records = host.all("environment")
+    claimants = [name for name, record in records.items() if scheme in record.schemes]
+    if not claimants:
+        known = sorted({f"{known}:" for record in records.values() for known in record.schemes})
         raise EnvironmentFault(
             f'no installed environment plugin reads "{reference}"',
-            hint=f"schemes that are read here: {listed}",
+            hint=f"schemes that are read here: {', '.join(known) or 'none'}",
         )
-    return claims[scheme]
+    if len(claimants) > 1:
+        raise EnvironmentFault(
+            f'several plugins read "{scheme}:" references: {", ".join(claimants)}',
+            hint=f"set one aside: FLASH_DISABLE_PLUGINS={claimants[-1]}",
+        )
+    return claimants[0]
 
 
 def _fetched(plugin: str, reference: str, host: PluginHost, home: FlashHome) -> Located:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flash.api import EnvironmentPlugin
-from flash.environments import Located, folder_digest, locate, snapshot
+from flash.environments import Located, folder_digest, left_out, locate, snapshot
 from flash.errors import EnvironmentFault, PluginError, StoreError
 from flash.home import FlashHome
 from flash.spec.model import EnvironmentTable
@@ -128,6 +128,28 @@ def test_a_folder_that_two_plugins_read_is_refused_with_the_way_out(base, host, 
     assert caught.value.hint == "set one aside: FLASH_DISABLE_PLUGINS=two"
 
 
+def test_a_scheme_that_two_plugins_claim_is_refused_with_the_way_out(base, home):
+    host = make_host(
+        reader("one", "x", schemes=("github",)), reader("two", "y", schemes=("s3", "github"))
+    )
+
+    with pytest.raises(EnvironmentFault, match=r'several plugins read "github:".*: one, two') as c:
+        locate(EnvironmentTable(id="github:owner/repo"), base, host, home, offline=True)
+
+    assert c.value.hint == "set one aside: FLASH_DISABLE_PLUGINS=two"
+
+
+def test_a_plugin_whose_detect_raises_stops_only_what_no_other_reads(base, home):
+    ill = EnvironmentPlugin(
+        name="ill", summary="", detect=lambda _: 1 / 0, make=lambda _: Loader([])
+    )
+    host = make_host(ill, reader("one", "environment.py"))
+
+    assert locate(EnvironmentTable(path="env"), base, host, home).plugin == "one"
+    with pytest.raises(PluginError, match="plugin ill: detect raised ZeroDivisionError"):
+        locate(EnvironmentTable(path="."), base, host, home)
+
+
 def test_a_reference_with_a_scheme_is_fetched_and_kept_by_revision(base, host, home, fetches):
     table = EnvironmentTable(id="github:owner/repo@main:env")
 
@@ -200,10 +222,19 @@ def test_a_snapshot_has_the_environments_files_and_none_of_the_authors(tmp_path)
         "credentials.json",
     )
     (source / ".venv" / "link").symlink_to("/")
+    fill(source, "old.pyc")
 
     snapshot(source, copy)
 
     assert files(copy) == sorted(kept)
+    assert left_out(source) == [
+        "credentials.json",
+        "deploy/private.KEY",
+        "id_ed25519.pub",
+        "id_rsa",
+        "prod.env",
+        "server.pem",
+    ]
 
 
 def test_a_snapshot_is_only_the_owners_and_keeps_the_executable_bit(tmp_path):
