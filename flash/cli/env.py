@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from flash.cli.app import App, pass_app
-from flash.cli.output import marked, note, out, print_json
+from flash.cli.output import marked, note, out, print_json, warn
 
 _FILE = click.Path(path_type=Path)
 
@@ -21,11 +21,21 @@ def env() -> None:
 @click.argument("path", metavar="CONFIG", type=_FILE)
 @click.option("-n", "count", type=click.IntRange(min=1), default=3, help="Rows; default: 3.")
 @click.option("--split", help="Default: the split that CONFIG trains on.")
+@click.option(
+    "--config", "overlays", metavar="FILE", type=_FILE, multiple=True, help="Lay FILE over CONFIG."
+)
 @click.option("--set", "sets", metavar="KEY=VALUE", multiple=True, help="Set one value of CONFIG.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_app
-def preview(
-    app: App, path: Path, count: int, split: str | None, sets: tuple[str, ...], *, as_json: bool
+def preview(  # noqa: PLR0913 - one parameter an option
+    app: App,
+    path: Path,
+    count: int,
+    split: str | None,
+    overlays: tuple[Path, ...],
+    sets: tuple[str, ...],
+    *,
+    as_json: bool,
 ) -> None:
     """
     Show some rows as the model will see them.
@@ -37,12 +47,19 @@ def preview(
     from flash.spec.resolve import resolve
     from flash.spec.secrets import SecretFinder
 
-    resolved = resolve(path, overlays=(), sets=sets, host=app.host)
-    plan = make_plan(resolved, app.host, app.home)
+    def find_run(reference: str) -> Path:
+        from flash.plane.plane import Plane  # heavy, and most configs name no run
+
+        return Plane(app.home).adapter(reference)
+
+    resolved = resolve(path, overlays=overlays, sets=sets, host=app.host)
+    plan = make_plan(resolved, app.host, app.home, find_run=find_run)
     spec = plan.check()
+    for problem in plan.problems:
+        warn(str(problem))
     assert plan.environment is not None  # noqa: S101 - a plan without errors has both
     assert plan.model is not None  # noqa: S101
-    finder = SecretFinder(app.host, [resolved.base, Path.cwd()])
+    finder = SecretFinder.beside(resolved.base, app.host)
     shown = foreground.call(
         "preview",
         {

@@ -6,6 +6,7 @@ import errno
 import io
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -138,6 +139,13 @@ def _wrong_command_line(error: click.ClickException) -> int:
     return output.usage_error(error.format_message(), f"{verb} --help")
 
 
+def _in_a_folder() -> bool:
+    try:
+        return bool(Path.cwd())
+    except FileNotFoundError:
+        return False
+
+
 def _named(error: Exception, app: App) -> Exception:
     """Return the error as what it is: the user's, the disk's, a plugin's, or a defect of ours."""
     if isinstance(error, FlashError):
@@ -146,6 +154,10 @@ def _named(error: Exception, app: App) -> Exception:
         where = error.filename or "the output"
         named: FlashError = StoreError(
             f"cannot write {where}: {error.strerror}", hint="free some space"
+        )
+    elif isinstance(error, FileNotFoundError) and not _in_a_folder():
+        named = UsageError(
+            "the working directory does not exist any more", hint="cd into a folder that does"
         )
     elif app.running is not None:
         from flash.discovery import describe

@@ -100,7 +100,14 @@ def project_file(path: Path) -> Path | None:
     """Return the nearest `flash.toml` at or above the config's folder that is not the config."""
     config = path.absolute()
     candidates = (folder / PROJECT_FILE for folder in config.parents)
-    return next((file for file in candidates if file != config and file.is_file()), None)
+    return next((file for file in candidates if file != config and _is_file(file)), None)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # no access, an endless name: the config is below and will say so itself
+        return False
 
 
 def _load(path: Path) -> dict[str, Any]:

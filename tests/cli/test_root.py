@@ -168,6 +168,20 @@ def test_a_defect_is_one_line_and_debug_shows_its_traceback(verb):
     assert debug_err.endswith("error: this is a defect in Flash: ZeroDivisionError: by zero\n")
 
 
+def test_a_working_directory_that_is_gone_is_said_to_be(verb, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    code, _, err = verb(Path.cwd)
+
+    assert code == 2
+    assert err == (
+        "error: the working directory does not exist any more\nhint: cd into a folder that does\n"
+    )
+
+
 def test_an_interrupt_exits_130(verb):
     def raises():
         raise KeyboardInterrupt

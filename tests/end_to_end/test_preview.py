@@ -29,6 +29,16 @@ def test_the_pieces_add_up_to_the_text_the_model_sees(project):
         assert trained == [f"word {number}<|im_end|>"]
 
 
+def test_what_the_plan_warns_of_is_said_and_the_rows_are_those_of_the_overlay(project):
+    project.write("over.toml", '[environment]\nsplit = "eval"\n[train]\nmax_context_tokens = 64\n')
+
+    done = project.flash("env", "preview", "run.toml", "--config", "over.toml", "-n", "9")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" trained\n") == 4
+    assert "warning: train.max_context_tokens: is the old spelling of `max_length`" in done.stderr
+
+
 def test_a_row_without_target_is_refused_by_name(project):
     project.write("dataset/train.jsonl", '{"input": "a", "output": "b"}\n{"input": "c"}\n')
     source = (project.folder / "environment.py").read_text()

@@ -255,6 +255,12 @@ def test_a_folder_a_pipe_and_a_device_are_not_read(host, tmp_path):
     assert said == [f"{tmp_path}: is a folder, not a file", f"{pipe}: is not a file"]
 
 
+def test_a_folder_name_without_end_is_a_problem_of_the_config(host, tmp_path):
+    (problem,) = resolve(tmp_path / ("x" * 300) / "run.toml", host=host).problems
+
+    assert problem.message == "cannot be read: File name too long"
+
+
 def test_every_unreadable_file_and_option_is_reported(resolve_text):
     resolved = resolve_text("x =\n", over="y =\n", overlays=["over", "missing"], sets=["z"])
 
