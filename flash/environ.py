@@ -13,8 +13,10 @@ _NAMES = frozenset(
     {
         "CUDA_VISIBLE_DEVICES",
         "CURL_CA_BUNDLE",
+        "FLASH_DISABLE_PLUGINS",
         "FLASH_HOME",
         "HF_DATASETS_OFFLINE",
+        "HF_ENDPOINT",
         "HF_HOME",
         "HF_HUB_CACHE",
         "HF_HUB_OFFLINE",
@@ -37,6 +39,7 @@ _NAMES = frozenset(
         "TRANSFORMERS_OFFLINE",
         "TZ",
         "USER",
+        "XDG_CACHE_HOME",
         "http_proxy",
         "https_proxy",
         "no_proxy",
@@ -56,12 +59,16 @@ def worker_environment(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {
         name: value
         for name, value in environ.items()
-        if (name in _NAMES or name.startswith(_PREFIXES)) and not _carries_password(value)
+        if (name in _NAMES or name.startswith(_PREFIXES)) and not _carries_password(name, value)
     }
     return kept | WORKER_VARIABLES
 
 
-def _carries_password(value: str) -> bool:
-    """Say whether the value is a URL with a password in it, as a private package index's is."""
-    scheme, separator, rest = value.partition("://")
-    return bool(separator and scheme and "@" in rest.split("/", 1)[0])
+def _carries_password(name: str, value: str) -> bool:
+    """
+    Say whether one of the addresses in the value has a user or a password in it.
+
+    Package indexes are several in one variable, and a proxy may go without a scheme.
+    """
+    is_proxy = name.upper().endswith("_PROXY")
+    return any("@" in word and ("://" in word or is_proxy) for word in value.split())

@@ -254,8 +254,20 @@ def folder_digest(folder: Path) -> str:
     return f"sha256:{total.hexdigest()}"
 
 
-def _files(root: Path, folder: str = "") -> Iterator[str]:
-    """Yield the relative paths of the files that belong to the environment, in a fixed order."""
+def left_out(folder: Path) -> list[str]:
+    """Return what a snapshot leaves out for its name, but for hidden files and caches."""
+    unseen: list[str] = []
+    for _ in _files(folder, unseen=unseen):
+        pass
+    return [_shown(name) for name in unseen]
+
+
+def _files(root: Path, folder: str = "", *, unseen: list[str] | None = None) -> Iterator[str]:
+    """
+    Yield the relative paths of the files that belong to the environment, in a fixed order.
+
+    Those that do not, for what they are named, are added to `unseen`.
+    """
     try:
         entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -264,6 +276,9 @@ def _files(root: Path, folder: str = "") -> Iterator[str]:
         relative = f"{folder}/{entry.name}" if folder else entry.name
         is_folder = entry.is_dir(follow_symlinks=False)
         if _left_out(entry, is_folder=is_folder):
+            told = not is_folder and not entry.name.startswith(".") and entry.name[-4:] != ".pyc"
+            if told and unseen is not None:
+                unseen.append(relative)
             continue
         if entry.is_symlink():
             raise _refused(root, relative, "is a link", hint="put the file itself there")
@@ -274,7 +289,7 @@ def _files(root: Path, folder: str = "") -> Iterator[str]:
         except UnicodeEncodeError as error:
             raise _refused(root, relative, "has a name that is not Unicode") from error
         if is_folder:
-            yield from _files(root, relative)
+            yield from _files(root, relative, unseen=unseen)
         else:
             yield relative
 
@@ -318,5 +333,8 @@ def _is_executable(path: Path) -> bool:
 
 
 def _refused(root: Path, relative: str, reason: str, hint: str | None = None) -> EnvironmentFault:
-    shown = str(root / relative).encode(errors="backslashreplace").decode()
-    return EnvironmentFault(f"{shown} {reason}", hint=hint)
+    return EnvironmentFault(f"{_shown(str(root / relative))} {reason}", hint=hint)
+
+
+def _shown(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()

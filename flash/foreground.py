@@ -15,14 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash.environ import worker_environment
-from flash.errors import (
-    EnvironmentFault,
-    FlashError,
-    PluginError,
-)
+from flash.environments import snapshot
+from flash.errors import EnvironmentFault, FlashError, PluginError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,13 +43,26 @@ def call(
     """
     Run the worker's `task` (`check`, `evaluate`, `preview`) and return its result.
 
+    The environment is `request["environment"]`. As in a run, it is loaded from a copy without what
+    a snapshot leaves out, and with its `[worker_env]`; what is reported names its own folder.
+
     Raises the error that the child reported, with its exit code, or `FlashError` with the last
     lines of its log when it died without a word.
     """
-    environ = worker_environment(os.environ) | {"FLASH_HOME": str(home.root)}
-    with tempfile.TemporaryFile() as log:
+    asked = request["environment"]
+    environ = worker_environment(os.environ) | asked["env"] | {"FLASH_HOME": str(home.root)}
+    with (
+        tempfile.TemporaryDirectory(prefix="flash-", ignore_cleanup_errors=True) as scratch,
+        tempfile.TemporaryFile() as log,
+    ):
+        copy = str(Path(scratch).resolve() / "environment")
+        snapshot(Path(asked["folder"]), Path(copy))
+        given = {
+            "request": {**request, "environment": {**asked, "folder": copy}},
+            "secrets": dict(secrets),
+        }
         child = subprocess.Popen(
-            [sys.executable, "-m", "flash.worker", task],
+            [sys.executable, "-P", "-m", "flash.worker", task],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -59,12 +70,12 @@ def call(
             start_new_session=True,
         )
         try:
-            answer = _converse(child, {"request": request, "secrets": dict(secrets)}, progress)
-            code = child.wait()
+            answer = _converse(child, given, progress, renamed=(copy, asked["folder"]))
         finally:
+            # Its answer is all that is wanted of it: threads and hooks of user code may never end.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            code = child.wait()
         if "result" in answer:
             return dict(answer["result"])
         if "error" in answer:
@@ -77,7 +88,9 @@ def call(
         )
 
 
-def environment_request(table: EnvironmentTable, located: Located) -> dict[str, Any]:
+def environment_request(
+    table: EnvironmentTable, located: Located, worker_env: Mapping[str, str]
+) -> dict[str, Any]:
     """Return what a task is told of its environment; `located` has been fetched."""
     return {
         "plugin": located.plugin,
@@ -86,12 +99,19 @@ def environment_request(table: EnvironmentTable, located: Located) -> dict[str, 
         "pip": list(table.pip),
         "split": table.split,
         "secrets": list(table.secrets),
+        "env": dict(worker_env),
     }
 
 
 def _converse(
-    child: subprocess.Popen[bytes], given: Mapping[str, Any], progress: Callable[[str], None]
+    child: subprocess.Popen[bytes],
+    given: Mapping[str, Any],
+    progress: Callable[[str], None],
+    *,
+    renamed: tuple[str, str],
 ) -> dict[str, Any]:
+    """Return the child's answer; of the two paths in `renamed` the first is told as the second."""
+    copy, original = (json.dumps(path)[1:-1].encode() for path in renamed)
     assert child.stdin is not None  # noqa: S101 - both were asked for as pipes
     assert child.stdout is not None  # noqa: S101
     with contextlib.suppress(BrokenPipeError):
@@ -99,7 +119,7 @@ def _converse(
     with contextlib.suppress(BrokenPipeError):
         child.stdin.close()
     for line in child.stdout:
-        answer = json.loads(line)
+        answer = json.loads(line.replace(copy, original))
         if "progress" not in answer:
             return dict(answer)
         progress(answer["progress"])

@@ -63,7 +63,9 @@ def preview(  # noqa: PLR0913 - one parameter an option
     shown = foreground.call(
         "preview",
         {
-            "environment": foreground.environment_request(spec.environment, plan.environment),
+            "environment": foreground.environment_request(
+                spec.environment, plan.environment, spec.worker_env
+            ),
             "model": {"id": plan.model.id, "plugin": plan.model.plugin},
             "split": split or spec.environment.split,
             "thinking": spec.thinking,

@@ -84,7 +84,7 @@ def eval_(
     from flash.spec.secrets import SecretFinder
 
     found = find_target(app, target)
-    environment = _elsewhere(app, reference) if reference else found.environment
+    environment = _elsewhere(app, reference, found) if reference else found.environment
     if environment is None:
         raise UsageError(
             f"{target} is a base model, so its rows are not known",
@@ -146,6 +146,7 @@ def _run(plane: Plane, text: str) -> Target:
             "folder": str(store.path / "environment"),
             **{name: job.spec["environment"][name] for name in ("params", "pip", "split")},
             "secrets": list(job.spec["environment"]["secrets"]),
+            "env": job.spec["worker_env"],
         },
     )
 
@@ -159,7 +160,7 @@ def _base_model(app: App, text: str) -> Target:
     return Target(model={"id": chosen.id, "plugin": chosen.plugin})
 
 
-def _elsewhere(app: App, reference: str) -> dict[str, Any]:
+def _elsewhere(app: App, reference: str, target: Target) -> dict[str, Any]:
     """Return the environment that --environment names, loaded without params."""
     from flash.environments import locate
     from flash.foreground import environment_request
@@ -167,7 +168,8 @@ def _elsewhere(app: App, reference: str) -> dict[str, Any]:
 
     table = EnvironmentTable(id=reference)
     located = locate(table, Path.cwd(), app.host, app.home)
-    return environment_request(table, located)
+    worker_env = target.environment["env"] if target.environment else {}
+    return environment_request(table, located, worker_env)
 
 
 def _show(result: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flash.plane.plane import Plane
 
 _FILE = click.Path(path_type=Path)
+_NAMED = 8
 
 
 @click.command()
@@ -115,25 +116,31 @@ def _show_plan(plan: Plan, *, as_json: bool) -> int:
 def _submit(app: App, plane: Plane, plan: Plan, secrets: Mapping[str, str]) -> str:
     """Load the environment in a process of its own, submit the job, and return its run's id."""
     from flash import foreground
-    from flash.environments import folder_digest
+    from flash.environments import left_out
     from flash.job import make_job
     from flash.plane.ids import new_run_id
 
-    located, table = plan.environment, plan.check().environment
+    located, spec = plan.environment, plan.check()
     if located is None or located.folder is None:
         message = "a plan that was made to be submitted has its environment here"
         raise AssertionError(message)
-    # Before the check, so that what is submitted is what was checked, or is refused.
-    digest = folder_digest(located.folder)
+    unseen = left_out(located.folder)
+    if unseen:
+        more = f" and {len(unseen) - _NAMED} more" if len(unseen) > _NAMED else ""
+        warn(
+            f"left out of the run for what they are named: {', '.join(unseen[:_NAMED])}{more}",
+            hint="they look like keys; if the environment reads them, give them other names",
+        )
     _progress("checking the environment")
-    foreground.call(
+    checked = foreground.call(
         "check",
-        foreground.environment_request(table, located),
+        {"environment": foreground.environment_request(spec.environment, located, spec.worker_env)},
         home=app.home,
-        secrets={name: secrets[name] for name in table.secrets},
+        secrets={name: secrets[name] for name in spec.environment.secrets},
         progress=_progress,
     )
-    job = make_job(plan, app.host, run=new_run_id(), digest=digest)
+    # What is submitted is what was checked, or is refused.
+    job = make_job(plan, app.host, run=new_run_id(), digest=checked["digest"])
     _progress(f"submitting run {job.run}")
     plane.submit(job, environment=located.folder, secrets=secrets)
     return job.run

@@ -11,32 +11,35 @@ from __future__ import annotations
 import faulthandler
 import json
 import os
-import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
+
+from flash.home import FlashHome
+from flash.spec.secrets import Redactor
+from flash.worker.log import MaskedOutput
 
 
-def main() -> int:
-    """Run what the command line asks for and return the exit code."""
+def main() -> NoReturn:
+    """Run what the command line asks for; the process ends here, and nowhere else."""
     os.umask(0o077)
-    faulthandler.enable()
-    # Lets a supervisor have the stacks of a worker that hangs written into the log.
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    # Straight into the log: the thread that masks does not survive what is written of here.
+    faulthandler.enable(file=os.dup(2))
     given = json.loads(sys.stdin.buffer.read() or b"{}")
-    if sys.argv[1] != "run":
-        from flash.worker.foreground import run_task
+    if sys.argv[1] == "run":
+        from flash.worker.attempt import run_attempt
 
-        return run_task(sys.argv[1], given)
+        store, attempt = Path(sys.argv[2]), int(sys.argv[3])
+        output = MaskedOutput(Redactor(given.values()))
+        output.exit(run_attempt(store, attempt, given, FlashHome.from_environment()))
 
-    from flash.home import FlashHome
-    from flash.spec.secrets import Redactor
-    from flash.worker.attempt import run_attempt
-    from flash.worker.log import masked_output
+    from flash.worker.foreground import run_task
 
-    store, attempt = Path(sys.argv[2]), int(sys.argv[3])
-    with masked_output(Redactor(given.values()).redact):
-        return run_attempt(store, attempt, given, FlashHome.from_environment())
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    redactor = Redactor(given["secrets"].values())
+    output = MaskedOutput(redactor)
+    output.exit(run_task(sys.argv[1], given, answers, redactor))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import signal
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from flash.context import plugin_context
-from flash.environments import folder_digest
+from flash.environments import snapshot
 from flash.errors import FlashError, PluginError, StoreError
 from flash.files import write_atomic
 from flash.job import Job
@@ -75,13 +76,16 @@ def run_attempt(store: Path, number: int, secrets: Mapping[str, str], home: Flas
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     fanout = SinkFanout()
-    reporter = EventReporter(
-        store / "attempts" / str(number) / "events.jsonl",
-        mask=Redactor(secrets.values()).redact,
-        listen=fanout.emit,
-    )
+    folder = store / "attempts" / str(number)
+    environment = folder / "environment"
+    reporter: EventReporter | None = None
     code = EXIT_CRASH
     try:
+        reporter = EventReporter(
+            folder / "events.jsonl",
+            mask=_mask(Redactor(secrets.values()), environment, store / "environment"),
+            listen=fanout.emit,
+        )
         job = Job.from_dict(json.loads((store / "job.json").read_bytes()))
         host = PluginHost.default(home)
         attempt = Attempt(
@@ -91,6 +95,7 @@ def run_attempt(store: Path, number: int, secrets: Mapping[str, str], home: Flas
             host=host,
             home=home,
             store=store,
+            environment=environment,
             secrets=secrets,
             reporter=reporter,
             stop=stop.is_set,
@@ -100,19 +105,38 @@ def run_attempt(store: Path, number: int, secrets: Mapping[str, str], home: Flas
             attempt.sinks(), RunInfo(job.run, number, str(store), job.spec), reporter.warning
         )
         code = EXIT_DONE if attempt.train() else EXIT_STOPPED
-    except Exception as error:  # noqa: BLE001 - the boundary: whatever it is becomes an event and a code
+    except BaseException as error:  # noqa: BLE001 - the boundary: whatever it is, sys.exit() of user code too, becomes an event and a code
         traceback.print_exc()
         code, kind, message, hint = _classify(error)
-        reporter.emit("error", kind=kind, message=message, hint=hint)
-    finally:
-        fanout.close({EXIT_DONE: "done", EXIT_STOPPED: "stopped"}.get(code, "failed"))
-        reporter.close()
+        if reporter is not None:
+            _try(lambda: reporter.emit("error", kind=kind, message=message, hint=hint))
+    _try(lambda: fanout.close({EXIT_DONE: "done", EXIT_STOPPED: "stopped"}.get(code, "failed")))
+    if reporter is not None:
+        _try(reporter.close)
+    shutil.rmtree(environment, ignore_errors=True)
     return code
+
+
+def _mask(redactor: Redactor, copy: Path, original: Path) -> Callable[[str], str]:
+    """Mask secrets, and name the environment's own folder where its copy for this attempt is."""
+    return lambda text: redactor.redact(text).replace(str(copy), str(original))
+
+
+def _try(last_words: Callable[[], None]) -> None:
+    """Say it where that can be; how the attempt ended does not change because it cannot."""
+    try:
+        last_words()
+    except Exception:  # noqa: BLE001 - a full disk above all; the exit code says the rest
+        traceback.print_exc()
 
 
 @attrs.frozen(kw_only=True)
 class Attempt:
-    """One attempt: the job, who reads it and where it reports."""
+    """
+    One attempt: the job, who reads it and where it reports.
+
+    `environment` is where its own copy of the environment goes, for user code to write in.
+    """
 
     number: int
     job: Job
@@ -120,6 +144,7 @@ class Attempt:
     host: PluginHost
     home: FlashHome
     store: Path
+    environment: Path
     secrets: Mapping[str, str]
     reporter: EventReporter
     stop: Callable[[], bool]
@@ -129,7 +154,7 @@ class Attempt:
         checkpoints = CheckpointStore(self.store, warn=self.reporter.warning)
         # Where the attempt before was cut off between its last byte and saying so, there is
         # nothing left to train.
-        if checkpoints.final() is None:
+        if checkpoints.final(intact=True) is None:
             self._run_algorithm(checkpoints)
         if checkpoints.final() is None:
             if self.stop():
@@ -140,17 +165,27 @@ class Attempt:
             )
         result = {"run": self.job.run, "state": "done", "finished_s": time.time()}
         write_atomic(self.store / "result.json", json.dumps(result, indent=1).encode())
-        self.reporter.emit("done", steps=self.job.steps)
+        # Of an attempt that found everything done, how many there were is not known.
+        steps = self.reporter.last_step
+        self.reporter.emit("done", **({} if steps is None else {"steps": steps}))
         return True
 
     def sinks(self) -> list[tuple[str, Sink]]:
-        """Make the job's sinks, each with the secrets its record declares and no others."""
+        """
+        Make the job's sinks, each with the secrets its record declares and no others.
+
+        One that cannot be made is left out with a warning.
+        """
         made = []
         for name in self.job.sinks:
-            record = self.host.get("sink", name)
-            with boundary(name, "make the sink"):
-                context = plugin_context(self.home, name, self._declared(record.secrets))
-                made.append((name, record.make(context, self.spec.sink[name])))
+            try:
+                record = self.host.get("sink", name)
+                with boundary(name, "make the sink"):
+                    context = plugin_context(self.home, name, self._declared(record.secrets))
+                    made.append((name, record.make(context, self.spec.sink[name])))
+            except FlashError as error:
+                hint = f"; {error.hint}" if error.hint else ""
+                self.reporter.warning(f"the sink {name} is left out: {error.message}{hint}")
         return made
 
     def warn_of_other_versions(self) -> None:
@@ -196,10 +231,10 @@ class Attempt:
             _entry(self.job.algorithm)(context)
 
     def _environment(self) -> Environment:
-        snapshot = self.store / "environment"
-        if folder_digest(snapshot) != self.job.environment["digest"]:
+        submitted = self.store / "environment"
+        if snapshot(submitted, self.environment) != self.job.environment["digest"]:
             raise StoreError(
-                f"the environment in {snapshot} is not the one that was submitted",
+                f"the environment in {submitted} is not the one that was submitted",
                 hint="submit the run again",
             )
         table = self.spec.environment
@@ -207,7 +242,7 @@ class Attempt:
             self.host,
             self.home,
             plugin=self.job.environment["plugin"],
-            folder=snapshot,
+            folder=self.environment,
             params=table.params,
             split=table.split,
             pip=table.pip,

@@ -91,9 +91,11 @@ class CheckpointStore:
             )
         return None
 
-    def final(self) -> Checkpoint | None:
-        """Return the final adapter, or None while there is none."""
-        return _complete(self._final, step=None)
+    def final(self, *, intact: bool = False) -> Checkpoint | None:
+        """Return the final adapter, or None while there is none; `intact` compares every byte."""
+        found = _complete(self._final, step=None)
+        damaged = found is not None and intact and damaged_file(self._final) is not None
+        return None if damaged else found
 
     def save(
         self, step: int, write: Callable[[Path], None], *, metrics: Mapping[str, float]
@@ -101,16 +103,16 @@ class CheckpointStore:
         """
         Commit the checkpoint of `step`; `write(folder)` fills `folder/adapter` and `folder/state`.
 
-        A step that is complete already is left as it is. Raises `StoreError`, and then nothing
-        of this step is left.
+        A step that is there already, every byte of it, is left as it is. Raises `StoreError`, and
+        then nothing of this step is left.
         """
         folder = self._folder / f"step-{step:06d}"
-        if _complete(folder, step=step) is None:
+        if _complete(folder, step=step) is None or damaged_file(folder) is not None:
             _commit(folder, write, {"step": step, "metrics": dict(metrics)})
 
     def save_final(self, write: Callable[[Path], None]) -> None:
         """Commit the final adapter; `write(folder)` fills the folder. Raises `StoreError`."""
-        if self.final() is None:
+        if self.final(intact=True) is None:
             _commit(self._final, write, {"step": None, "metrics": {}})
 
 
@@ -121,7 +123,7 @@ def damaged_file(folder: Path) -> str | None:
         try:
             if path.stat().st_size != entry["size"] or sha256(path) != entry["sha256"]:
                 return str(name)
-        except OSError:
+        except (OSError, KeyError):
             return str(name)
     return None
 
@@ -164,7 +166,7 @@ def _complete(folder: Path, *, step: int | None) -> Checkpoint | None:
         if not whole:
             return None
         return Checkpoint(step, folder, float(manifest["created_s"]), manifest["metrics"])
-    except (OSError, StoreError, KeyError, TypeError, ValueError):
+    except (OSError, StoreError, AttributeError, KeyError, TypeError, ValueError):
         # Torn, half-copied or foreign: by contract the same as not there.
         return None
 
@@ -172,6 +174,9 @@ def _complete(folder: Path, *, step: int | None) -> Checkpoint | None:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     manifest = json.loads(path.read_bytes())
+    if not isinstance(manifest, dict):
+        message = f"{path} is damaged: it is no manifest"
+        raise StoreError(message, hint="do not use this checkpoint")
     if manifest.get("format") != FORMAT:
         message = f"{path} has format {manifest.get('format')!r}; this Flash reads {FORMAT}"
         raise StoreError(message, hint="upgrade flash-core")
@@ -179,4 +184,4 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if name.startswith("/") or ".." in Path(name).parts:
             message = f"{path} names a file outside its folder: {name!r}"
             raise StoreError(message, hint="do not use this checkpoint")
-    return dict(manifest)
+    return manifest

@@ -8,55 +8,42 @@ Answers are JSON lines on the original stdout: `{"progress": …}` while it work
 from __future__ import annotations
 
 import json
-import os
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flash.environments import folder_digest
 from flash.errors import FlashError, UsageError
 from flash.home import FlashHome
 from flash.plugins import PluginHost
-from flash.spec.secrets import Redactor
 from flash.worker.loading import load_environment, open_model
-from flash.worker.log import masked_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TextIO
 
     from flash.contracts import Environment
+    from flash.spec.secrets import Redactor
 
 
-def run_task(name: str, given: Mapping[str, Any]) -> int:
+def run_task(name: str, given: Mapping[str, Any], answers: TextIO, redactor: Redactor) -> int:
     """Run the task `name` with `given["request"]` and `given["secrets"]`; return the exit code."""
-    redactor = Redactor(given["secrets"].values())
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
 
     def answer(**line: Any) -> None:
         answers.write(redactor.redact(json.dumps(line)) + "\n")
 
-    with answers, masked_output(redactor.redact):
-        try:
-            task = _TASKS.get(name)
-            if task is None:
-                raise UsageError(f"the worker knows no task {name!r}")  # noqa: TRY301 - one exit
-            answer(
-                result=task(given["request"], given["secrets"], lambda text: answer(progress=text))
-            )
-        except FlashError as error:
-            answer(
-                error={
-                    "message": error.message,
-                    "hint": error.hint,
-                    "exit_code": error.exit_code,
-                }
-            )
-            return error.exit_code
-        except Exception as error:  # noqa: BLE001 - the boundary: a crash is an answer too
-            traceback.print_exc()
-            answer(
-                error={"message": f"{type(error).__name__}: {error}", "hint": None, "exit_code": 1}
-            )
-            return 1
+    try:
+        task = _TASKS.get(name)
+        if task is None:
+            raise UsageError(f"the worker knows no task {name!r}")  # noqa: TRY301 - one exit
+        answer(result=task(given["request"], given["secrets"], lambda text: answer(progress=text)))
+    except FlashError as error:
+        answer(error={"message": error.message, "hint": error.hint, "exit_code": error.exit_code})
+        return error.exit_code
+    except BaseException as error:  # noqa: BLE001 - the boundary: a crash or sys.exit() is an answer too
+        traceback.print_exc()
+        answer(error={"message": f"{type(error).__name__}: {error}", "hint": None, "exit_code": 1})
+        return 1
     return 0
 
 
@@ -64,20 +51,21 @@ def environment_of(
     request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
 ) -> Environment:
     """
-    Load the environment that a request names by plugin, folder, params, split and pip.
+    Load the environment that `request["environment"]` names by plugin, folder, params, split, pip.
 
-    Of the task's secrets it gets those that `request["secrets"]` names, and no other.
+    Of the task's secrets it gets those that are named there, and no other.
     """
+    asked = request["environment"]
     home = FlashHome.from_environment()
     return load_environment(
         PluginHost.default(home),
         home,
-        plugin=request["plugin"],
-        folder=Path(request["folder"]),
-        params=request["params"],
-        split=request["split"],
-        pip=request["pip"],
-        secrets={name: secrets[name] for name in request["secrets"]},
+        plugin=asked["plugin"],
+        folder=Path(asked["folder"]),
+        params=asked["params"],
+        split=asked["split"],
+        pip=asked["pip"],
+        secrets={name: secrets[name] for name in asked["secrets"]},
         report=report,
     )
 
@@ -88,12 +76,16 @@ def _check(
     """
     Load the environment, read its split and open its first episode.
 
-    Anything wrong is raised by the loader with file and line; returns the number of rows by split.
+    Anything wrong is raised by the loader with file and line; returns the number of its rows, and
+    the digest of what was checked.
     """
+    asked = request["environment"]
+    digest = folder_digest(Path(asked["folder"]))  # before user code may write there
     environment = environment_of(request, secrets, report)
-    tasks = environment.tasks(request["split"])
+    tasks = environment.tasks(asked["split"])
     environment.start(tasks[0])
     return {
+        "digest": digest,
         "rows": len(tasks),
         "splits": list(environment.splits()),
         "targets": environment.target(tasks[0]) is not None,
@@ -105,7 +97,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     from flash.evaluate import Evaluation, evaluate
 
-    environment = environment_of(request["environment"], secrets, report)
+    environment = environment_of(request, secrets, report)
     asked = Evaluation(
         model=_model_of(request["model"], secrets, report),
         adapter=Path(request["adapter"]) if request["adapter"] else None,
@@ -120,7 +112,7 @@ def _preview(
 ) -> dict[str, Any]:
     from flash.training.preview import preview
 
-    environment = environment_of(request["environment"], secrets, report)
+    environment = environment_of(request, secrets, report)
     rows = preview(
         environment,
         split=request["split"],

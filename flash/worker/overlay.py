@@ -20,16 +20,19 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+from packaging.requirements import Requirement
 
 from flash.errors import EnvironmentFault, StoreError
 from flash.files import store_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from flash.home import FlashHome
 
-_PIP = (sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check")
+_PIP = (sys.executable, "-P", "-m", "pip", "--no-input", "--disable-pip-version-check")
 
 
 def ensure_overlay(
@@ -53,8 +56,32 @@ def ensure_overlay(
 
 
 def _digest(requirements: Sequence[str]) -> str:
-    identity = [sorted(requirements), sys.version, platform.machine(), sys.platform]
+    """
+    Name the overlay after what decides its content.
+
+    That is what is asked for and what is there already, which is not installed again; and of
+    requirements on this machine's disk, whose text stays while they change, when they changed.
+    """
+    installed = {f"{found.name}=={found.version}" for found in importlib.metadata.distributions()}
+    identity = [
+        sorted(requirements),
+        [state for entry in sorted(requirements) for state in _state_on_disk(entry)],
+        sorted(installed),
+        [sys.prefix, sys.version, platform.machine(), sys.platform],
+    ]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+def _state_on_disk(requirement: str) -> Iterator[tuple[str, int, int]]:
+    """Yield name, size and time of the files that `name @ file:///…` stands for."""
+    url = urlsplit(Requirement(requirement).url or "")
+    if url.scheme != "file":
+        return
+    root = Path(unquote(url.path))
+    for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+        if path.is_file():
+            found = path.stat()
+            yield str(path), found.st_size, found.st_mtime_ns
 
 
 def _install(requirements: Sequence[str], folder: Path) -> None:
@@ -89,7 +116,15 @@ def _resolve(requirements: Sequence[str], report: Path) -> list[str]:
 
 
 def _pin(name: str, version: str, item: dict[str, Any]) -> str:
-    return f"{name} @ {item['download_info']['url']}" if item["is_direct"] else f"{name}=={version}"
+    if not item["is_direct"]:
+        return f"{name}=={version}"
+    source = item["download_info"]
+    url = source["url"]
+    if "vcs_info" in source:
+        url = f"{source['vcs_info']['vcs']}+{url}@{source['vcs_info']['commit_id']}"
+    if "subdirectory" in source:
+        url += f"#subdirectory={source['subdirectory']}"
+    return f"{name} @ {url}"
 
 
 def _installed_version(name: str) -> str | None:

@@ -23,7 +23,7 @@ HEARTBEAT_S = 10.0
 
 class EventReporter:
     """
-    Appends events to `path` and hands each to `listen`.
+    Appends events to `path` and hands each to `listen`; `last_step` is the newest of `metrics`.
 
     Every string is masked with `mask` first. A line is one `write`, so a reader sees whole lines
     but for a last one cut short by a crash. Raises `StoreError` when a line cannot be written.
@@ -41,10 +41,14 @@ class EventReporter:
         self._mask = mask
         self._listen = listen
         self._clock = clock
+        self.last_step: int | None = None
         self._closed = threading.Event()
         self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise store_error("open", path, error) from error
         self._beat = threading.Thread(target=self._heartbeats, name="flash-heartbeat", daemon=True)
         self._beat.start()
 
@@ -60,6 +64,7 @@ class EventReporter:
 
     def metrics(self, step: int, total: int, **values: float) -> None:
         """Report one optimizer step's numbers."""
+        self.last_step = step
         self.emit("metric", step=step, total=total, **values)
 
     def evaluation(self, step: int, **values: float) -> None:

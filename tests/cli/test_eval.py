@@ -37,6 +37,7 @@ class Letters(EnvironmentSingleTurn):
             __import__("time").sleep(600)
         if example.input == "row 1":
             raise ValueError("no score for this row")
+        assert self.wanted == "x" or example.input.startswith(os.environ["WANTED_ROW"])
         print("a scorer may print", os.environ.get("JUDGE_KEY"))
         found = self.wanted == os.environ.get("JUDGE_KEY", self.wanted)
         return RewardResult(score=1.0, success=found, metrics=(RewardMetric("one", score=1.0),))
@@ -98,6 +99,7 @@ class Shell:
             run=new_run_id(),
             spec={
                 "thinking": False,
+                "worker_env": {"WANTED_ROW": "row"},
                 "environment": {"params": {}, "pip": [], "secrets": [], "split": "train"} | table,
             },
             plugins={},

@@ -142,12 +142,14 @@ def test_a_config_that_is_wrong_starts_nothing(project, flash):
 
 def test_an_environment_that_does_not_load_starts_nothing(project, flash):
     (project / "environment.py").write_text(ENVIRONMENT + "\nraise RuntimeError('not today')\n")
+    (project / "answers.key").write_text("42")
 
     code, _, err = flash("train", "run.toml")
 
     assert code == 2
     assert "not today" in err
-    assert "environment.py:14" in err
+    assert f"{project}/environment.py:14" in err
+    assert "warning: left out of the run for what they are named: answers.key" in err
     assert runs() == []
 
 

@@ -81,6 +81,40 @@ def test_a_flipped_bit_is_found_and_the_checkpoint_before_it_is_used(tmp_path):
     assert "step-000010 is damaged (adapter/adapter_model.safetensors" in warning
 
 
+def test_a_damaged_checkpoint_or_final_adapter_is_made_anew_when_it_is_saved_again(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(10, fill(), metrics={})
+    store.save_final(lambda folder: (folder / "adapter_config.json").write_text("{}"))
+    (store.newest().folder / "state" / "optimizer.pt").write_bytes(b"x" * 21)
+    (tmp_path / "adapter" / "adapter_config.json").write_text("[]")
+    assert store.newest() is None
+    assert store.final(intact=True) is None
+
+    store.save(10, fill(), metrics={})
+    store.save_final(lambda folder: (folder / "adapter_config.json").write_text("{}"))
+
+    assert store.newest().step == 10
+    assert store.final(intact=True) is not None
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"[]",
+        b"5",
+        b'{"format": 1}',
+        b'{"format": 1, "step": 5, "files": []}',
+        b'{"format": 1, "step": 5, "files": ["a"]}',
+    ],
+)
+def test_a_manifest_that_is_none_is_a_checkpoint_that_is_not_there(tmp_path, manifest):
+    store = CheckpointStore(tmp_path)
+    store.save(5, fill(), metrics={})
+    (store.newest().folder / MANIFEST).write_bytes(manifest)
+
+    assert store.list() == []
+
+
 def test_a_save_that_raises_leaves_nothing_and_the_older_checkpoint_stays(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save(5, fill(), metrics={})

@@ -20,7 +20,8 @@ def wheels(tmp_path, monkeypatch):
 
     def make(name, version, body="", requires=()):
         info = f"{name}-{version}.dist-info"
-        with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as wheel:
+        path = folder / f"{name}-{version}-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as wheel:
             wheel.writestr(f"{name}.py", body)
             wheel.writestr(
                 f"{info}/METADATA",
@@ -31,6 +32,7 @@ def wheels(tmp_path, monkeypatch):
                 f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
             )
             wheel.writestr(f"{info}/RECORD", "")
+        return path
 
     return make
 
@@ -65,6 +67,73 @@ def test_the_same_requirements_are_installed_once(wheels, home):
 
     assert first == second
     assert len(said) == 1
+
+
+@pytest.mark.slow  # three resolutions by pip
+def test_what_is_installed_beside_it_and_a_changed_file_make_another_overlay(
+    wheels, home, monkeypatch, tmp_path
+):
+    path = wheels("overlaid", "2.0", "VALUE = 1")
+    requirement = f"overlaid @ {path.as_uri()}"
+    first = ensure_overlay([requirement], home, lambda _: None)
+
+    wheels("overlaid", "2.0", "VALUE = 22")
+    changed = ensure_overlay([requirement], home, lambda _: None)
+    (tmp_path / "more" / "installed_since-1.0.dist-info").mkdir(parents=True)
+    metadata = tmp_path / "more" / "installed_since-1.0.dist-info" / "METADATA"
+    metadata.write_text("Metadata-Version: 2.1\nName: installed_since\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "more")
+    beside = ensure_overlay([requirement], home, lambda _: None)
+
+    assert (first / "overlaid.py").read_text() == "VALUE = 1"
+    assert (changed / "overlaid.py").read_text() == "VALUE = 22"
+    assert beside not in {first, changed}
+
+
+BACKEND = """
+import zipfile
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    with zipfile.ZipFile(f"{folder}/overlaid-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.write("overlaid.py")
+        for path in ("METADATA", "WHEEL", "RECORD"):
+            wheel.write(path, f"overlaid-1.0.dist-info/{path}")
+    return "overlaid-1.0-py3-none-any.whl"
+"""
+PROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+
+[project]
+name = "overlaid"
+version = "1.0"
+"""
+
+
+@pytest.mark.slow  # pip builds the package twice
+def test_a_commit_of_a_repository_is_installed_as_it_was_then(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    repository = tmp_path / "repository"
+    package = repository / "python"
+    package.mkdir(parents=True)
+    (package / "backend.py").write_text(BACKEND)
+    (package / "pyproject.toml").write_text(PROJECT)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: overlaid\nVersion: 1.0\n")
+    (package / "WHEEL").write_text("Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    (package / "RECORD").touch()
+    (package / "overlaid.py").write_text("VALUE = 1")
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(repository)]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"], ["tag", "v1"]):
+        subprocess.run([*git, *words], check=True)
+    (package / "overlaid.py").write_text("VALUE = 2")
+
+    overlay = ensure_overlay(
+        [f"overlaid @ git+{repository.as_uri()}@v1#subdirectory=python"], home, lambda _: None
+    )
+
+    assert (overlay / "overlaid.py").read_text() == "VALUE = 1"
 
 
 def test_a_requirement_that_would_change_the_trainers_stack_is_refused_with_the_reason(

@@ -1,0 +1,214 @@
+"""One attempt as the provider starts it: a real worker process with an algorithm of a few lines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import attrs
+import pytest
+
+from flash.environments import snapshot
+from flash.home import FlashHome
+from flash.job import make_job
+from flash.plan import make_plan
+from flash.plane.ids import new_run_id
+from flash.plugins import PluginHost
+from flash.spec.resolve import resolve
+
+ENVIRONMENT = """
+import atexit, os, threading
+from pathlib import Path
+
+from freesolo.environments import EnvironmentSingleTurn, RewardResult
+
+KEY = os.environ.get("SERVICE_KEY", "")
+
+class Echo(EnvironmentSingleTurn):
+    def build_prompt_messages(self, example, prompt_text):
+        return [{"role": "user", "content": example.input}]
+
+    def score_response(self, example, response_text):
+        return RewardResult(score=1.0, threshold=1.0)
+
+def load_environment():
+    return Echo()
+"""
+PLUGIN = """
+import sys
+from pathlib import Path
+
+import attrs
+
+from flash.api import ModelCard, ModelPlugin, SinkPlugin, hookimpl
+
+CARD = ModelCard("tiny", 1000, 512, 8, 1, 8, 8)
+
+class Source:
+    def __init__(self, ctx): pass
+    def fetch(self, model, report): return Path("/")
+    def card(self, model): return CARD
+
+@attrs.frozen
+class Nothing:
+    pass
+
+def no_sink(ctx, config):
+    raise ImportError("its library is not here")
+
+@hookimpl
+def flash_register_models():
+    return [ModelPlugin(name="few-lines", summary="One.", make=Source, cards=(CARD,))]
+
+@hookimpl
+def flash_register_sinks():
+    return [SinkPlugin(name="few-lines", summary="None.", make=no_sink, config=Nothing)]
+"""
+FINISH = 'context.checkpoints.save_final(lambda to: (to / "adapter_config.json").write_text("{}"))'
+
+
+class Worker:
+    """A run's store, and attempts at it; a plugin brings a model without weights."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.store = folder / "store"
+        self.project = folder / "project"
+        (self.project / "dataset").mkdir(parents=True)
+        (self.project / "dataset" / "train.jsonl").write_text('{"input": "a", "output": "b"}\n')
+        info = folder / "few_lines-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: few-lines\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[flash]\nfew-lines = few_lines\n")
+        (folder / "few_lines.py").write_text(PLUGIN)
+
+    def submit(self, environment="", *, steps=None, more=""):
+        """Write the store; `environment` is code that the environment runs when it is loaded."""
+        (self.project / "environment.py").write_text(ENVIRONMENT + textwrap.dedent(environment))
+        config = self.project / "run.toml"
+        config.write_text(
+            f'model = "tiny"\n[environment]\npath = "."\nsecrets = ["SERVICE_KEY"]\n{more}'
+        )
+        home = FlashHome(self.folder / "home")
+        host = PluginHost.default(home)
+        plan = make_plan(resolve(config, overlays=(), sets=(), host=host), host, home)
+        self.store.mkdir()
+        digest = snapshot(self.project, self.store / "environment")
+        job = make_job(plan, host, run=new_run_id(), digest=digest)
+        job = attrs.evolve(job, algorithm="algorithm:run", steps=steps)
+        (self.store / "job.json").write_bytes(job.to_json())
+
+    def attempt(self, algorithm, number=1):
+        """Run one attempt in which the algorithm is this code, given `context`."""
+        code = "def run(context):\n" + textwrap.indent(textwrap.dedent(algorithm), "    ")
+        (self.folder / "algorithm.py").write_text(code)
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "flash.worker", "run", str(self.store), str(number)],
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(self.folder),
+                "FLASH_HOME": str(self.folder / "home"),
+            },
+            input=json.dumps({"SERVICE_KEY": "canary-4711"}),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def events(self, type_, number=1):
+        lines = (self.store / "attempts" / str(number) / "events.jsonl").read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["type"] == type_]
+
+
+@pytest.fixture
+def worker(tmp_path, monkeypatch):
+    monkeypatch.setenv("SERVICE_KEY", "canary-4711")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "few_lines", raising=False)
+    return Worker(tmp_path)
+
+
+def test_a_run_ends_whatever_user_code_leaves_behind_and_its_log_stays_masked(worker):
+    worker.submit(
+        """
+        threading.Thread(target=threading.Event().wait).start()
+        atexit.register(os.write, 2, b"hook says " + KEY.encode())
+        print("import says", KEY)
+        """,
+        steps=100,
+        more="[sink.few-lines]\n",
+    )
+
+    done = worker.attempt(f"context.reporter.metrics(3, 100, loss=1.0)\n{FINISH}")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "import says ***\n"
+    [ended] = worker.events("done")
+    assert ended["steps"] == 3
+    [warning] = worker.events("warning")
+    assert "the sink few-lines is left out: " in warning["message"]
+    assert "its library is not here" in warning["message"]
+
+
+def test_what_an_environment_writes_into_its_folder_does_not_keep_the_next_attempt_away(worker):
+    worker.submit('(Path(__file__).parent / "dataset" / "cache.json").open("x").write("{}")\n')
+
+    first = worker.attempt("raise KeyError('lost')", number=1)
+    second = worker.attempt(FINISH, number=2)
+
+    assert (first.returncode, second.returncode) == (1, 0), second.stderr
+    assert not list(worker.store.glob("attempts/*/environment"))
+    assert not (worker.store / "environment" / "dataset" / "cache.json").exists()
+
+
+def test_an_error_names_the_environments_folder_in_the_store(worker):
+    worker.submit("raise ValueError('boom')\n")
+
+    done = worker.attempt(FINISH)
+
+    assert done.returncode == 10
+    [error] = worker.events("error")
+    assert f"{worker.store}/environment/environment.py:" in error["message"]
+
+
+def test_a_disk_that_is_full_ends_the_run_with_the_reason_in_the_log(worker):
+    worker.submit()
+    (worker.store / "attempts" / "1").mkdir(parents=True)
+    (worker.store / "attempts" / "1" / "events.jsonl").symlink_to("/dev/full")
+
+    done = worker.attempt(FINISH)
+
+    assert done.returncode == 10
+    assert "No space left on device" in done.stderr
+
+
+def test_an_events_file_that_cannot_be_opened_ends_the_run_with_the_reason_in_the_log(worker):
+    worker.submit()
+    (worker.store / "attempts" / "1" / "events.jsonl").mkdir(parents=True)
+
+    done = worker.attempt(FINISH)
+
+    assert done.returncode == 10
+    assert "StoreError: cannot open" in done.stderr
+
+
+def test_an_algorithm_that_calls_exit_has_not_succeeded(worker):
+    worker.submit()
+
+    done = worker.attempt("raise SystemExit(0)")
+
+    assert done.returncode == 1
+    assert "SystemExit" in worker.events("error")[0]["message"]
+
+
+def test_a_crash_below_python_leaves_its_stack_in_the_log(worker):
+    worker.submit()
+
+    done = worker.attempt("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
+
+    assert done.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in done.stderr
+    assert 'algorithm.py", line 3 in run' in done.stderr

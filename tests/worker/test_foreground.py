@@ -1,0 +1,80 @@
+"""A foreground task loads user code as a run's worker does, and never waits for it to end."""
+
+import pytest
+
+from flash import foreground
+from flash.environments import Located, snapshot
+from flash.errors import FlashError
+from flash.home import FlashHome
+from flash.spec.model import EnvironmentTable
+
+FACTORY = """
+import atexit, os, sys, threading
+from pathlib import Path
+
+from freesolo.environments import EnvironmentSingleTurn, RewardResult
+
+HERE = Path(__file__).parent
+
+class Echo(EnvironmentSingleTurn):
+    def build_prompt_messages(self, example, prompt_text):
+        return [{"role": "user", "content": example.input}]
+
+    def score_response(self, example, response_text):
+        return RewardResult(score=1.0, threshold=1.0)
+
+def load_environment():
+    return Echo()
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    folder = tmp_path / "project"
+    (folder / "dataset").mkdir(parents=True)
+    (folder / "dataset" / "train.jsonl").write_text('{"input": "a", "output": "b"}\n')
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def check(project, code, worker_env):
+    (project / "environment.py").write_text(FACTORY + code)
+    located = Located(plugin="freesolo", reference=".", folder=project)
+    table = EnvironmentTable(path=".")
+    return foreground.call(
+        "check",
+        {"environment": foreground.environment_request(table, located, worker_env)},
+        home=FlashHome(project.parent / "home"),
+        secrets={},
+    )
+
+
+def test_an_environment_is_checked_as_the_worker_will_load_it(project, monkeypatch):
+    monkeypatch.setenv("FLASH_DISABLE_PLUGINS", "wandb")
+    (project.parent / "attrs.py").write_text("raise ImportError('of the current folder')\n")
+    (project / "answers.key").write_text("42")
+    before = snapshot(project, project.parent / "before") and sorted(project.rglob("*"))
+
+    checked = check(
+        project,
+        """
+assert os.environ["BOOKING_MODE"] == "strict"
+assert not (HERE / "answers.key").exists(), "the worker will not have it"
+assert "flash_sink_wandb" not in sys.modules, "a plugin that the caller denied was imported"
+(HERE / "cache.json").write_text("{}")
+atexit.register(threading.Event().wait)
+threading.Thread(target=threading.Event().wait).start()
+""",
+        {"BOOKING_MODE": "strict"},
+    )
+
+    assert checked["rows"] == 1
+    assert checked["digest"] == snapshot(project, project.parent / "after")
+    assert {*project.rglob("*")} - {*before} == {project / "environment.py"}
+
+
+def test_user_code_that_calls_exit_is_an_error_of_its_folder(project):
+    with pytest.raises(FlashError, match="SystemExit") as caught:
+        check(project, "raise SystemExit(0)\n", {})
+
+    assert f"{project}/environment.py:" in str(caught.value)
