@@ -10,12 +10,13 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from flash import hookspecs
-from flash.cli import COMMANDS
+from flash import dry_run, hookspecs
+from flash.cli import cancel, checkpoints, env, models, plugins, runs, status, train, version
+from flash.cli import eval as eval_
 from flash.cli.root import root
 from flash.spec.reference import configuration_page
 
@@ -37,24 +38,53 @@ one, or `last`. `FLASH_HOME` names the folder that holds everything (default `~/
 """
 
 
+_OBJECT: Final = "`--json` prints one object:"
+_ARRAY: Final = "`--json` prints an array, of each"
+JSON_OUTPUTS: Final = {
+    "flash train": {
+        "`--dry-run --json` prints one object:": dry_run.JSON_KEYS,
+        "`--background --json` prints one object:": train.JSON_KEYS,
+        "`--json` alone prints, when the run ends, what `flash status --json` does.": {},
+    },
+    "flash status": {_OBJECT: status.JSON_KEYS, "Each of `attempts`:": status.ATTEMPT_KEYS},
+    "flash runs": {f"{_ARRAY} run:": runs.JSON_KEYS},
+    "flash cancel": {_OBJECT: cancel.JSON_KEYS},
+    "flash checkpoints": {f"{_ARRAY} checkpoint:": checkpoints.JSON_KEYS},
+    "flash eval": {_OBJECT: eval_.JSON_KEYS, "Each of `rows`:": eval_.ROW_KEYS},
+    "flash env preview": {f"{_ARRAY} row:": env.JSON_KEYS},
+    "flash models": {f"{_ARRAY} model:": models.JSON_KEYS},
+    "flash plugins": {f"{_ARRAY} plugin:": plugins.JSON_KEYS},
+    "flash plugins show": {"`--json` prints one object, as in `flash plugins --json`.": {}},
+    "flash schema": {"It prints a JSON Schema, draft 2020-12.": {}},
+    "flash version": {_OBJECT: version.JSON_KEYS},
+}
+"""Verb -> what it prints as JSON: a sentence an object, and what each of its keys means."""
+
+
 def cli_page() -> str:
-    """Return the page of every verb, as its own `--help` words it."""
+    """Return the page of every verb, as its own `--help` words it, and of what it says in JSON."""
     parts = [CLI_HEAD]
-    context = click.Context(root, info_name="flash")
-    for name in COMMANDS:
-        command = root.get_command(context, name)
-        assert command is not None  # noqa: S101 - the table's own names
-        for words, verb in _verbs(name, command):
-            shown = click.Context(verb, info_name=f"flash {words}", terminal_width=100)
-            parts.append(f"## flash {words}\n\n```text\n{verb.get_help(shown).strip()}\n```\n")
+    settings = {"terminal_width": 100, **root.context_settings}
+    for words, context in verbs(click.Context(root, info_name="flash", **settings)):
+        parts.append(f"## {words}\n\n```text\n{context.get_help().strip()}\n```\n")
+        for which, keys in JSON_OUTPUTS.get(words, {}).items():
+            parts.append(f"{which}\n")
+            if keys:
+                listed = "\n".join(f"| `{key}` | {meaning} |" for key, meaning in keys.items())
+                parts.append(f"| key | |\n| --- | --- |\n{listed}\n")
     return "\n".join(parts)
 
 
-def _verbs(words: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
-    yield words, command
-    if isinstance(command, click.Group):
-        for name, inner in sorted(command.commands.items()):
-            yield from _verbs(f"{words} {name}", inner)
+def verbs(context: click.Context) -> Iterator[tuple[str, click.Context]]:
+    """Yield a command with its context, then those below it, as they are called."""
+    yield context.command_path, context
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            inner = context.command.get_command(context, name)
+            if inner is not None:
+                yield from verbs(
+                    click.Context(inner, parent=context, info_name=name, **inner.context_settings)
+                )
 
 
 def hooks_page() -> str:

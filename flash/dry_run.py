@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -13,6 +13,19 @@ from flash.spec.toml import toml_value
 
 if TYPE_CHECKING:
     from flash.plan import Plan
+
+JSON_KEYS: Final = {
+    "spec": "every value it would run with; null where an error keeps it from being complete",
+    "sources": "dotted path -> the layer that set the value, `default` or `recipe`",
+    "problems": "each with `path`, `message`, `hint`, `severity` (`error` or `warning`) and "
+    "`fault` (`spec` or `plugin`); the exit code is 2 with an error among them, or 3 where all "
+    "are a plugin's",
+    "reasons": "dotted path -> `label`, `reason` and `source` of a value that was decided here",
+    "need": "memory, steps and tokens as the algorithm estimates them, or null",
+    "offer": "what the first provider with room would rent, or null",
+    "rows": "rows to train on, or null where they cannot be counted here",
+    "secrets": "names of the secrets that the worker would get",
+}
 
 
 @attrs.frozen

@@ -26,7 +26,7 @@ from flash.api import (
     SinkPlugin,
     setting,
 )
-from flash.dry_run import dry_run_json, dry_run_rows
+from flash.dry_run import JSON_KEYS, dry_run_json, dry_run_rows
 from flash.environments import folder_digest
 from flash.errors import SpecError, StoreError, UsageError
 from flash.home import FlashHome
@@ -373,11 +373,10 @@ class TestProviders:
         assert plan.offer.provider == "far"
 
     def test_a_dry_run_asks_only_those_that_need_no_network(self, setup):
-        assert (
-            setup.plan("[provider.far]\n[provider.local]\n", offline=True).offer.provider == "local"
-        )
+        both = setup.plan("[provider.far]\n[provider.local]\n", offline=True)
+        assert both.offer.provider == "local"
         far = setup.plan("[provider.far]\n", offline=True)
-        assert (far.provider, said(far)) == (None, [])
+        assert (far.offer, said(far)) == (None, [])
 
     def test_a_run_that_fits_nowhere_is_refused_with_the_numbers(self, setup):
         plan = setup.plan("[provider.small]\n[provider.local]\n", model="org/giant")
@@ -745,6 +744,7 @@ class TestDryRun:
         said = dry_run_json(setup.plan("[train]\nlora_rank = 4\n"))
 
         assert json.loads(json.dumps(said)) == said
+        assert list(said) == list(JSON_KEYS)
         assert said["spec"]["train"]["lora_alpha"] == 8
         assert said["spec"]["environment"]["path"] == "env"
         assert said["sources"]["train.lora_alpha"] == "recipe"

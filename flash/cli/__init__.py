@@ -16,7 +16,7 @@ COMMANDS = {
     "cancel": ("flash.cli.cancel:cancel", "Stop a run and keep its checkpoints."),
     "checkpoints": ("flash.cli.checkpoints:checkpoints", "List a run's checkpoints."),
     "eval": ("flash.cli.eval:eval_", "Score a run, a checkpoint or a model on held-out rows."),
-    "env": ("flash.cli.env:env", "Look at an environment: check it, preview its rows."),
+    "env": ("flash.cli.env:env", "Look at an environment: preview its rows."),
     "models": ("flash.cli.models:models", "List the base models known here."),
     "plugins": ("flash.cli.plugins:plugins", "List the plugins and say what is wrong with one."),
     "schema": ("flash.cli.schema:schema", "Write the JSON Schema of the TOML for editors."),

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from flash.cli.app import App, pass_app
 from flash.cli.output import out, print_json
+
+JSON_KEYS: Final = {
+    "run": "its id",
+    "state": "as it is now; a worker that has to save first is still `running`",
+    "cancel_requested": "whether its end is asked for; false where it had ended before",
+}
 
 
 @click.command()

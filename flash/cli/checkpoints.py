@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -11,6 +11,17 @@ from flash.cli.output import note, print_json, table
 
 if TYPE_CHECKING:
     from flash.plane.plane import Plane
+
+JSON_KEYS: Final = {
+    "checkpoint": "`RUN/step-N`, as `flash eval` takes it",
+    "step": "N",
+    "loss": "the held-out loss there, or null where it was not measured",
+    "best": "whether that is the lowest of all",
+    "last": "whether it is the newest",
+    "created_s": "when it was saved, in seconds since 1970",
+    "size_bytes": "of all its files",
+    "adapter": "the folder of its adapter",
+}
 
 
 @click.command()

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import click
 
 from flash.cli.app import App, pass_app
 from flash.cli.output import marked, note, out, print_json, warn
+
+JSON_KEYS: Final = {
+    "row": "where it is from",
+    "tokens": "how many it has",
+    "trained": "how many of them carry the loss",
+    "pieces": "its text in order, as `[text, carries the loss]`",
+}
 
 _FILE = click.Path(path_type=Path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
@@ -18,6 +18,37 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flash.plane.plane import Plane
+
+JSON_KEYS: Final = {
+    "target": "TARGET as it was given",
+    "model": "the base model",
+    "n": "rows that were scored",
+    "mean": "of their scores, or null where there are none",
+    "mean_interval": "its 95 % interval, or null where all scores are equal",
+    "success": "the share of rows that succeeded, or null",
+    "interval": "its 95 % interval, or null",
+    "metrics": "the environment's own metrics by name, each the mean over the rows that have it",
+    "errors": "rows that could not be scored, and are in none of the numbers above",
+    "truncated": "answers that were cut at `max_tokens`",
+    "rows": "every row in order",
+    "split": "where they are from",
+    "max_tokens": "the most tokens of one turn",
+    "tokens": "tokens that were generated",
+    "tokens_per_s": "how fast, or null",
+    "seconds": "how long it took, loading included",
+}
+
+ROW_KEYS: Final = {
+    "id": "of the task",
+    "input": "of the task",
+    "completion": "what the model said, or null",
+    "truncated": "whether that was cut",
+    "score": "or null where the row could not be scored",
+    "success": "whether the environment counts it as one",
+    "metrics": "the environment's own metrics by name",
+    "reason": "the environment's word on the score, or null",
+    "error": "why it could not be scored, or null",
+}
 
 _CHECKPOINT = re.compile(r"[^/]+/step-\d+")
 _SHOWN_ERRORS = 3

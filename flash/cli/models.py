@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
@@ -17,6 +17,23 @@ if TYPE_CHECKING:
 
     from flash.contracts import ModelSource
     from flash.values import ModelCard
+
+JSON_KEYS: Final = {
+    "id": "as the TOML names it",
+    "parameters": "how many it has",
+    "context_tokens": "the longest text it takes",
+    "hidden_size": "of its layers",
+    "layers": "how many it has",
+    "intermediate_size": "of its feed-forward layers",
+    "vocabulary": "tokens it knows",
+    "thinking": "reasons `none`, `hybrid` (on request) or `always`",
+    "licence": "an SPDX identifier where there is one",
+    "memory_note": "what to know of its memory beyond the estimate",
+    "summary": "one line about it",
+    "source": "the plugin it comes from",
+    "on_disk": "whether it is on this machine",
+    "folder": "where, or null",
+}
 
 _BILLION, _MILLION, _THOUSAND = 10**9, 10**6, 10**3
 

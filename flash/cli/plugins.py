@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -15,6 +15,18 @@ from flash.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from flash.plugins import Plugin
+
+JSON_KEYS: Final = {
+    "name": "of its entry point",
+    "state": "`ok`, `disabled`, `incompatible`, `conflict` or `broken`",
+    "distribution": "the package it is from",
+    "version": "of that package",
+    "provides": "kind -> names; empty for what was not loaded",
+    "reason": "why it is not ok, or null",
+    "hint": "what to do about that, or null",
+    "load_s": "seconds its import took, or null",
+    "traceback": "only of `show --traceback`: where it broke, or null",
+}
 
 _COLOURS = {
     "ok": "green",

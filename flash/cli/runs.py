@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 import click
 
 from flash.cli.app import App, pass_app
 from flash.cli.output import note, print_json, table
 from flash.cli.progress import duration
+
+JSON_KEYS: Final = {
+    "run": "its id",
+    "state": "as `flash status` has it",
+    "algorithm": "the training algorithm",
+    "model": "the base model",
+    "created_s": "when it was submitted, in seconds since 1970",
+    "updated_s": "when its record last changed",
+    "finished_s": "when it ended, or null",
+    "error": "why it failed, or null",
+}
 
 COLOURS = {"done": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 

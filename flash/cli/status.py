@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -22,6 +22,42 @@ if TYPE_CHECKING:
     from flash.plane.runs import Run
 
 _TAIL_LINES = 20
+
+JSON_KEYS: Final = {
+    "run": "its id",
+    "state": "`queued`, `provisioning`, `running`, `done`, `failed` or `cancelled`",
+    "spec": "every value it runs with",
+    "attempts": "its launches, oldest first",
+    "waiting": "why it is not running yet, or null",
+    "phase": "what the worker is doing, or null before it started",
+    "step": "the optimizer step it has reached, or null",
+    "total": "the steps there will be, or null",
+    "metrics": "the numbers of that step by name, such as `loss` and `tokens_per_s`",
+    "evaluation": "the newest held-out `loss` and its `step`; empty before the first",
+    "losses": "`[step, loss]` of every step that was logged",
+    "warnings": "what the worker warned of",
+    "adapter": "the folder of the final adapter, or null",
+    "store": "the folder that holds all that the run leaves",
+    "error": "why it failed, or null",
+    "hint": "what to do about that, or null",
+    "cancel_requested": "whether somebody asked for its end",
+    "created_s": "when it was submitted, in seconds since 1970",
+    "updated_s": "when its record last changed",
+    "finished_s": "when it ended, or null",
+}
+
+ATTEMPT_KEYS: Final = {
+    "number": "1 for the first",
+    "state": "how far it is",
+    "provider": "the plugin that runs it",
+    "offer": "what was rented there",
+    "outcome": "how it ended, such as `finished`, `user_error` or `out_of_memory`; null before",
+    "exit_code": "the worker's, where it is known",
+    "detail": "a sentence on how it ended, or null",
+    "worker_pid": "the worker's process id where that is on this machine, or null",
+    "started_s": "when it was launched",
+    "ended_s": "when it ended, or null",
+}
 
 
 @click.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from flash.plan import Plan
     from flash.plane.plane import Plane
+
+JSON_KEYS: Final = {"run": "its id", "state": "as `flash status` has it"}
 
 _FILE = click.Path(path_type=Path)
 _NAMED = 8

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import platform
 import sys
+from typing import Final
 
 import click
 
 import flash
 from flash.cli.output import out, print_json
+
+JSON_KEYS: Final = {
+    "flash": "the version of Flash",
+    "python": "of the interpreter",
+    "platform": "the operating system and processor",
+    "executable": "the interpreter that Flash is installed for",
+}
 
 
 @click.command()

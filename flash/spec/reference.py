@@ -96,7 +96,7 @@ def _type(field: attrs.Attribute[Any]) -> str:
     info = setting_of(field)
     words = _words(field.type)
     limits = [
-        f"{sign} {limit:g}" if abs(limit) < 1e15 else f"{sign} {limit}"  # noqa: PLR2004 - more digits than :g shows
+        f"{sign} {limit if isinstance(limit, int) else format(limit, 'g')}"
         for sign, limit in (("≥", info.ge), (">", info.gt), ("≤", info.le), ("<", info.lt))
         if limit is not None
     ]

@@ -12,6 +12,7 @@ import time
 import psutil
 import pytest
 
+from flash.cli.eval import JSON_KEYS, ROW_KEYS
 from flash.environments import folder_digest
 from flash.home import FlashHome
 from flash.job import Job
@@ -176,6 +177,8 @@ def test_numbers_without_sense_are_refused(shell, tiny_model, words):
 def test_a_base_model_is_scored_on_the_held_out_rows(shell, tiny_model):
     result = shell.json(tiny_model, "--environment", "project", "--max-tokens", "4")
 
+    assert list(result) == list(JSON_KEYS)
+    assert list(result["rows"][0]) == list(ROW_KEYS)
     assert result["split"] == "eval"
     assert (result["n"], result["errors"]) == (3, 1)
     assert result["success"] == 1.0

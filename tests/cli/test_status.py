@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from flash.cli import root
+from flash.cli.status import ATTEMPT_KEYS
 from flash.worker.checkpoints import CheckpointStore
 
 METRICS = (
@@ -57,6 +58,7 @@ def test_json_is_the_contract(bench, flash):
     assert status["warnings"] == ["3 rows were dropped"]
     assert status["adapter"] == str(bench.plane.store(run) / "adapter")
     [attempt] = status["attempts"]
+    assert list(attempt) == list(ATTEMPT_KEYS)
     assert (attempt["number"], attempt["outcome"], attempt["exit_code"]) == (1, "finished", 0)
 
 

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from flash.cli import root
+from flash.cli.train import JSON_KEYS
 from flash.home import FlashHome
 from flash.plane.plane import Plane
 from flash.testing.models import make_tiny_model
@@ -190,6 +191,7 @@ def test_ctrl_c_while_the_environment_is_checked_submits_nothing(project):
 @pytest.mark.slow  # a real training run
 def test_in_the_background_it_says_the_run_and_returns(project, flash):
     submitted = json.loads(flash("train", "run.toml", "--background", "--json")[1])
+    assert list(submitted) == list(JSON_KEYS)
     assert set(submitted) == {"run", "state"}
 
     code, said, _ = flash("status", submitted["run"], "--follow", "--json")

@@ -2,6 +2,8 @@
 
 import pytest
 
+from flash.cli.env import JSON_KEYS
+
 pytestmark = pytest.mark.slow
 
 
@@ -20,6 +22,7 @@ def test_the_pieces_add_up_to_the_text_the_model_sees(project):
 
     assert [row["row"].startswith("row ") for row in shown] == [True, True]
     for number, row in enumerate(shown):
+        assert list(row) == list(JSON_KEYS)
         text = "".join(piece for piece, _ in row["pieces"])
         assert text == (
             f"<|im_start|>user\nsay {number}<|im_end|>\n"
