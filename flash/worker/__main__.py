@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from flash.home import FlashHome
 from flash.spec.secrets import Redactor
-from flash.worker.log import MaskedOutput
+from flash.worker.log import run_masked
 
 
 def main() -> NoReturn:
@@ -30,15 +30,14 @@ def main() -> NoReturn:
         from flash.worker.attempt import run_attempt
 
         store, attempt = Path(sys.argv[2]), int(sys.argv[3])
-        output = MaskedOutput(Redactor(given.values()))
-        output.exit(run_attempt(store, attempt, given, FlashHome.from_environment()))
+        home = FlashHome.from_environment()
+        run_masked(lambda: run_attempt(store, attempt, given, home), Redactor(given.values()))
 
     from flash.worker.foreground import run_task
 
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     redactor = Redactor(given["secrets"].values())
-    output = MaskedOutput(redactor)
-    output.exit(run_task(sys.argv[1], given, answers, redactor))
+    run_masked(lambda: run_task(sys.argv[1], given, answers, redactor), redactor)
 
 
 if __name__ == "__main__":

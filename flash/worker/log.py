@@ -15,52 +15,52 @@ import os
 import select
 import sys
 import threading
+import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flash.spec.secrets import Redactor
 
 _LONGEST_LINE = 1 << 16
 
 
-class MaskedOutput:
+def run_masked(work: Callable[[], int], redactor: Redactor) -> NoReturn:
     """
-    From its making to the end of the process, descriptors 1 and 2 go through `redactor`.
+    Do the process's work with descriptors 1 and 2 masked; end it with the code that work returns.
 
-    What is printed arrives line by line where descriptor 2 pointed before.
+    What is printed arrives line by line where descriptor 2 pointed before. The end waits for
+    nothing of the user's: the interpreter's own way out would join threads that may never end and
+    run `atexit` hooks that may take minutes. A child that outlives the process and still prints
+    meets a closed pipe.
     """
-
-    def __init__(self, redactor: Redactor) -> None:
-        _flush()
-        target = os.dup(2)
-        reader, writer = os.pipe()
-        os.dup2(writer, 1)
-        os.dup2(writer, 2)
-        os.close(writer)
-        ending, self._end = os.pipe()
-        self._pump = threading.Thread(
-            target=_pump, args=(reader, ending, target, redactor), name="flash-log", daemon=True
-        )
-        self._pump.start()
-
-    def exit(self, code: int) -> NoReturn:
-        """
-        Write out what was printed and end the process, without waiting for anything of the user's.
-
-        The interpreter's own way out would join threads that may never end and run `atexit` hooks
-        that may take minutes. A child that outlives the process and still prints meets a closed
-        pipe.
-        """
-        _flush()
-        # What C libraries have buffered; the interpreter's own way out would have done it.
-        ctypes.CDLL(None).fflush(None)
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        os.close(self._end)
-        # A child that never stops printing must not keep us waiting.
-        self._pump.join(timeout=2.0)
-        os._exit(code)
+    _flush()
+    target = os.dup(2)
+    reader, writer = os.pipe()
+    ending, end = os.pipe()
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+    os.close(writer)
+    pump = threading.Thread(
+        target=_pump, args=(reader, ending, target, redactor), name="flash-log", daemon=True
+    )
+    pump.start()
+    code = 1
+    try:
+        code = work()
+    except BaseException:  # noqa: BLE001 - nothing may leave by the interpreter's way out
+        traceback.print_exc()
+    _flush()
+    # What C libraries have buffered; the interpreter's own way out would have done it.
+    ctypes.CDLL(None).fflush(None)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.close(end)
+    # A child that never stops printing must not keep us waiting.
+    pump.join(timeout=2.0)
+    os._exit(code)
 
 
 def _flush() -> None:

@@ -6,19 +6,22 @@ import textwrap
 
 import pytest
 
-SETUP = """
+PROGRAM = """
 import atexit, os, subprocess, sys, threading
 from flash.spec.secrets import Redactor
-from flash.worker.log import MaskedOutput
+from flash.worker.log import run_masked
 
-output = MaskedOutput(Redactor(["canary-value", "canary-value-and-more"]))
+def work():
+{}
+
+run_masked(work, Redactor(["canary-value", "canary-value-and-more"]))
 """
 
 
 def run(program, code=0):
     """Run the program behind a masked output and return what reached the log, and stdout."""
     done = subprocess.run(
-        [sys.executable, "-c", SETUP + textwrap.dedent(program)],
+        [sys.executable, "-c", PROGRAM.format(textwrap.indent(textwrap.dedent(program), "    "))],
         capture_output=True,
         text=True,
         check=False,
@@ -39,7 +42,7 @@ def test_everything_on_stdout_and_stderr_is_masked():
         os.write(1, b"canary-")
         os.write(1, b"value halves\n")
         os.write(1, b"\xff not utf-8, no newline at the end")
-        output.exit(0)
+        return 0
         """
     )
 
@@ -61,18 +64,24 @@ def test_the_end_of_the_process_waits_for_no_thread_and_prints_nothing_unmasked(
             def __del__(self):
                 os.write(2, b"finalizer: canary-value")
 
-        late = Late()
+        sys.late = Late()
         atexit.register(os.write, 2, b"hook: canary-value")
         atexit.register(threading.Event().wait)
         threading.Thread(target=threading.Event().wait).start()
         subprocess.Popen(["cat"], stdin=os.pipe()[0])
         print("the last line")
-        output.exit(3)
+        return 3
         """,
         code=3,
     )
 
     assert (log, out) == ("the last line\n", "")
+
+
+def test_work_that_raises_ends_with_code_1_and_its_traceback_masked():
+    log, _ = run("raise ValueError('the key canary-value')", code=1)
+
+    assert log.endswith("ValueError: the key ***\n")
 
 
 # The pipe is read 64 KiB at a time: before, across and after the end of a read.
@@ -82,7 +91,7 @@ def test_a_secret_in_an_endless_line_is_masked_wherever_the_line_is_cut(secret):
         f"""
         for before in range((1 << 16) - 40, (1 << 16) + 10):
             os.write(1, b"x" * before + b"{secret}")
-        output.exit(0)
+        return 0
         """
     )
 
