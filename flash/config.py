@@ -69,14 +69,15 @@ class UserConfig:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         problem = Problem(str(path), f"cannot be read: {error.strerror or error}")
     except UnicodeDecodeError as error:
         problem = Problem(str(path), f"is not UTF-8: byte {error.start}")
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Besides what TOML forbids: numbers without end and brackets without bottom.
         problem = Problem(str(path), f"is not TOML: {error}")
     raise SpecError([problem])
 

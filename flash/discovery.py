@@ -15,6 +15,7 @@ import reprlib
 import sys
 import time
 import traceback
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
@@ -113,8 +114,7 @@ def find_plugins() -> list[Plugin]:
     """
     found: dict[str, list[Plugin]] = {}
     for distribution in importlib.metadata.distributions():
-        text = distribution.read_text("entry_points.txt") or ""
-        if f"[{GROUP}]" not in text:
+        if f"[{GROUP}]" not in _declared(distribution):
             continue
         name, version = _identity(distribution)
         if name not in found:
@@ -123,11 +123,22 @@ def find_plugins() -> list[Plugin]:
     return sorted(plugins, key=lambda plugin: (plugin.name, plugin.distribution))
 
 
+def _declared(distribution: importlib.metadata.Distribution) -> str:
+    """Return the text of entry_points.txt, damaged bytes replaced."""
+    try:
+        return distribution.read_text("entry_points.txt") or ""
+    except UnicodeDecodeError as error:
+        return bytes(error.object).decode(errors="replace")
+
+
 def _identity(distribution: importlib.metadata.Distribution) -> tuple[str, str]:
-    """Return name and version; half-removed distributions have neither."""
-    metadata = distribution.metadata
-    name = (metadata.get_all("Name") or ["unknown"])[0]
-    version = (metadata.get_all("Version") or ["unknown"])[0]
+    """Return name and version; those of half-removed or damaged ones are in the folder's name."""
+    path = PurePath(str(getattr(distribution, "_path", "unknown-unknown")))
+    name, _, version = path.stem.partition("-")
+    # A malformed file may raise anything here; it is named when the requirements are checked.
+    with contextlib.suppress(Exception):
+        metadata = distribution.metadata
+        name, version = metadata["Name"] or name, metadata["Version"] or version
     return canonicalize_name(name), version
 
 
@@ -166,7 +177,7 @@ def check_requirements(plugin: Plugin) -> Plugin:
             and (requirement.marker is None or requirement.marker.evaluate())
             and not requirement.specifier.contains(flash.__version__, prereleases=True)
         ]
-    except ValueError as error:
+    except Exception as error:  # noqa: BLE001 - any malformed file, one broken plugin
         return broken(plugin, f"its metadata cannot be read: {error}", error)
     if not unmet:
         return plugin
@@ -266,6 +277,10 @@ def _collect(hooks: pluggy.HookRelay) -> dict[str, dict[str, Any]]:
     for kind, (hook, record_type) in KINDS.items():
         with _calling(hook):
             results: list[Any] = getattr(hooks, hook)()
+        if not results and getattr(hooks, hook).get_hookimpls():
+            # pluggy leaves out None.
+            message = f"{hook} returned nothing; it must return a list of {record_type.__name__}"
+            raise _FaultError(message)
         for returned in results:
             if not isinstance(returned, list | tuple):
                 message = f"{hook} must return a list of {record_type.__name__}, got "

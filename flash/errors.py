@@ -9,7 +9,6 @@ Every error Flash raises on purpose.
     ├── ModelUnavailable            exit 2   the model cannot be found or read here
     ├── PluginError                 exit 3   a plugin is missing, unusable or misbehaves
     ├── StoreError                  exit 1   disk, database or checkpoint trouble
-    ├── RunFailed                   exit 1   a run ended in failure
     └── ProviderError               exit 1   what a provider can answer with
         ├── AuthFailed  Denied  NoFunds  QuotaExceeded  NoCapacity  BadRequest  NameTaken
         ├── NotFound  NotYet  RateLimited(retry_after_s)  ServerFault  Unreachable(sent)
@@ -100,10 +99,6 @@ class PluginError(FlashError):
 
 class StoreError(FlashError):
     """The disk, the database or a checkpoint failed; nothing was half-written."""
-
-
-class RunFailed(FlashError):
-    """A run that was waited for ended in failure."""
 
 
 class ProviderError(FlashError):

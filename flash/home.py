@@ -23,8 +23,14 @@ class FlashHome:
     @classmethod
     def from_environment(cls) -> FlashHome:
         """Return the home that `FLASH_HOME` names, or `~/.flash`."""
-        named = os.environ.get("FLASH_HOME")
-        return cls(Path(named).expanduser().absolute() if named else Path.home() / ".flash")
+        named = os.environ.get("FLASH_HOME") or "~/.flash"
+        try:
+            return cls(Path(named).expanduser().absolute())
+        except (OSError, RuntimeError) as error:
+            # The working directory is gone, or there is no such user, or none with a home.
+            reason = getattr(error, "strerror", None) or error
+            message = f"cannot tell where Flash's home {named} is: {reason}"
+            raise StoreError(message, hint="set FLASH_HOME to an absolute path") from error
 
     @property
     def database(self) -> Path:

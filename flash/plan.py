@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from flash.records import AlgorithmPlan
     from flash.spec.model import EnvironmentTable, Spec
     from flash.spec.resolve import Resolved
-    from flash.values import ModelCard, Need, Offer
+    from flash.values import Need, Offer
     from flash.warm_start import Adapter
 
 DEFAULT_PROVIDER: Final = "local"
@@ -81,16 +81,6 @@ class Plan:
     offer: Offer | None
     secrets: Sequence[str]
     problems: Sequence[Problem]
-
-    @property
-    def card(self) -> ModelCard | None:
-        """The model's facts, where they are known."""
-        return self.model.card if self.model else None
-
-    @property
-    def provider(self) -> str | None:
-        """The provider whose offer is taken."""
-        return self.offer.provider if self.offer else None
 
     @property
     def errors(self) -> list[Problem]:

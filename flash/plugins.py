@@ -174,7 +174,7 @@ class PluginHost:
                     for answer in plugin.hooks.flash_review_plan(plan=plan):
                         problems += _checked_problems(answer)
             except FlashError as error:
-                problems.append(Problem(path="", message=error.message, hint=error.hint))
+                problems.append(Problem("", error.message, error.hint, fault="plugin"))
         return problems
 
     def find_secret(self, name: str) -> str | None:

@@ -7,10 +7,12 @@ import string `"package.module:attribute"`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 from attrs import validators
+
+from flash.values import ModelCard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,17 +27,56 @@ if TYPE_CHECKING:
         ServingBackend,
         Sink,
     )
-    from flash.values import ModelCard, Need, Problem, Recipe
+    from flash.values import Need, Problem, Recipe
+
+    Validator = Callable[[object, attrs.Attribute[Any], Any], None]
 
 NAME = r"[a-z][a-z0-9]*(-[a-z0-9]+)*"
 _name = validators.matches_re(NAME)
 _import_string = validators.matches_re(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def _attrs_class(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and not attrs.has(value):  # type: ignore[arg-type]
+def _config_class(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, type) or not attrs.has(value):
         msg = f"{attribute.name} must be an attrs class, got {value!r}"
         raise TypeError(msg)
+    _resolve(value, attribute.name, set())
+
+
+def _resolve(cls: type, path: str, seen: set[type]) -> None:
+    """Find out now, and not in a verb, whether the types of all settings can be read."""
+    seen.add(cls)
+    try:
+        attrs.resolve_types(cls)
+    except Exception as error:
+        msg = f"{path}: the types of the settings of {cls.__name__} cannot be read: {error}"
+        raise TypeError(msg) from error
+    for field in attrs.fields(cls):
+        for inner in (field.type, *get_args(field.type)):
+            if isinstance(inner, type) and attrs.has(inner) and inner not in seen:
+                _resolve(inner, f"{path}.{field.name}", seen)
+
+
+def _instance(kind: type) -> Validator:
+    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, kind):
+            msg = f"{attribute.name} must be a {kind.__name__}, got {value!r}"
+            raise TypeError(msg)
+
+    return check
+
+
+def _tuple_of(kind: type) -> Validator:
+    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
+            msg = f"{attribute.name} must be a tuple of {kind.__name__}, got {value!r}"
+            raise TypeError(msg)
+
+    return check
+
+
+_text = _instance(str)
+_texts = _tuple_of(str)
 
 
 def _callable(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -70,11 +111,13 @@ class ProviderPlugin:
     """
 
     name: str = attrs.field(validator=_name)
-    summary: str
+    summary: str = attrs.field(validator=_text)
     make: Callable[[PluginContext, Any], Provider] = attrs.field(validator=_callable)
-    config: type = attrs.field(validator=_attrs_class)
-    capabilities: ProviderCapabilities = attrs.field(factory=ProviderCapabilities)
-    secrets: tuple[str, ...] = ()
+    config: type = attrs.field(validator=_config_class)
+    capabilities: ProviderCapabilities = attrs.field(
+        factory=ProviderCapabilities, validator=_instance(ProviderCapabilities)
+    )
+    secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
 
 
 @attrs.frozen(kw_only=True)
@@ -116,8 +159,8 @@ class AlgorithmPlugin:
     """
 
     name: str = attrs.field(validator=_name)
-    summary: str
-    config: type = attrs.field(validator=_attrs_class)
+    summary: str = attrs.field(validator=_text)
+    config: type = attrs.field(validator=_config_class)
     recipe: Callable[[AlgorithmInput], Mapping[str, Recipe]] = attrs.field(validator=_callable)
     plan: Callable[[AlgorithmInput], AlgorithmPlan] = attrs.field(validator=_callable)
     worker: str = attrs.field(validator=_import_string)
@@ -133,10 +176,10 @@ class EnvironmentPlugin:
     """
 
     name: str = attrs.field(validator=_name)
-    summary: str
+    summary: str = attrs.field(validator=_text)
     detect: Callable[[Path], bool] = attrs.field(validator=_callable)
     make: Callable[[PluginContext], EnvironmentLoader] = attrs.field(validator=_callable)
-    schemes: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = attrs.field(default=(), validator=_texts)
 
 
 @attrs.frozen(kw_only=True)
@@ -144,10 +187,10 @@ class RewardPlugin:
     """A reward adapter; `config` is the attrs class of `[reward.<name>]`."""
 
     name: str = attrs.field(validator=_name)
-    summary: str
+    summary: str = attrs.field(validator=_text)
     make: Callable[[PluginContext, Any], RewardAdapter] = attrs.field(validator=_callable)
-    config: type = attrs.field(validator=_attrs_class)
-    secrets: tuple[str, ...] = ()
+    config: type = attrs.field(validator=_config_class)
+    secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
 
 
 @attrs.frozen(kw_only=True)
@@ -161,11 +204,11 @@ class ModelPlugin:
     """
 
     name: str = attrs.field(validator=_name)
-    summary: str
+    summary: str = attrs.field(validator=_text)
     make: Callable[[PluginContext], ModelSource] = attrs.field(validator=_callable)
-    cards: tuple[ModelCard, ...] = ()
+    cards: tuple[ModelCard, ...] = attrs.field(default=(), validator=_tuple_of(ModelCard))
     claims: Callable[[str], bool] = attrs.field(default=lambda _: False, validator=_callable)
-    secrets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
 
 
 @attrs.frozen(kw_only=True)
@@ -173,10 +216,10 @@ class ServingPlugin:
     """A serving backend; `config` is the attrs class of `[serving.<name>]`."""
 
     name: str = attrs.field(validator=_name)
-    summary: str
+    summary: str = attrs.field(validator=_text)
     make: Callable[[PluginContext, Any], ServingBackend] = attrs.field(validator=_callable)
-    config: type = attrs.field(validator=_attrs_class)
-    secrets: tuple[str, ...] = ()
+    config: type = attrs.field(validator=_config_class)
+    secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
 
 
 @attrs.frozen(kw_only=True)
@@ -184,10 +227,10 @@ class SinkPlugin:
     """A follower of run events; `config` is the attrs class of `[sink.<name>]`."""
 
     name: str = attrs.field(validator=_name)
-    summary: str
+    summary: str = attrs.field(validator=_text)
     make: Callable[[PluginContext, Any], Sink] = attrs.field(validator=_callable)
-    config: type = attrs.field(validator=_attrs_class)
-    secrets: tuple[str, ...] = ()
+    config: type = attrs.field(validator=_config_class)
+    secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
 
 
 @attrs.frozen(kw_only=True)
@@ -195,5 +238,5 @@ class CommandPlugin:
     """An extra verb of the CLI: `command` is the import string of a click command."""
 
     name: str = attrs.field(validator=_name)
-    help: str
+    help: str = attrs.field(validator=_text)
     command: str = attrs.field(validator=_import_string)

@@ -68,6 +68,8 @@ def test_every_problem_is_reported_at_once(path):
         (b"[plugins\n", "is not TOML: "),
         (b"\xff\xfe", "is not UTF-8: byte 0"),
         (b"plugins = 3\n", "plugins: must be a table"),
+        (b"x = " + b"9" * 5000, "is not TOML: "),
+        (b"x = " + b"[" * 5000, "is not TOML: "),
     ],
 )
 def test_a_file_that_cannot_be_read_says_why(path, content, words):

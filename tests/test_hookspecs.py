@@ -149,6 +149,7 @@ def test_flash_review_plan(load):
             "",
             "plugin away: flash_review_plan raised ConnectionError: the policy server is away",
             problems[0].hint,
+            fault="plugin",
         ),
         Problem("budget", "the plan costs too much"),
         Problem(
@@ -156,6 +157,7 @@ def test_flash_review_plan(load):
             "plugin wrong: flash_review_plan raised TypeError: "
             "flash_review_plan must return a list of Problem",
             problems[2].hint,
+            fault="plugin",
         ),
     ]
     assert [problem.severity for problem in problems] == ["error"] * 3

@@ -11,8 +11,9 @@ import pytest
 from distributions import Shell, build_wheel, install, plugin
 
 from flash.config import PluginList
-from flash.errors import PluginError, UsageError
+from flash.errors import PluginError, SpecError, UsageError
 from flash.plugins import PluginHost, boundary
+from flash.testing.host import make_host
 
 SINK = """
     import attrs
@@ -36,6 +37,19 @@ def sinks(*names):
     @hookimpl
     def flash_register_sinks():
         return [{listed}]
+"""
+    )
+
+
+def sink_with(changes):
+    """Return the code of a plugin whose sink has other fields than it should."""
+    return (
+        SINK
+        + f"""
+    @hookimpl
+    def flash_register_sinks():
+        made = dict(name="changed", summary="keeps events", make=print, config=Config)
+        return [SinkPlugin(**{{**made, **dict({changes})}})]
 """
     )
 
@@ -142,6 +156,47 @@ FIXTURES = [
 """,
     ),
     plugin("invalid", sinks("Not A Name")),
+    plugin(
+        "forgets",
+        SINK
+        + """
+    @hookimpl
+    def flash_register_sinks():
+        [sink("forgets")]
+""",
+    ),
+    plugin("configless", sink_with("config=None")),
+    plugin(
+        "unresolved",
+        """
+    from typing import TYPE_CHECKING
+    if TYPE_CHECKING:
+        from pathlib import Path
+"""
+        + sink_with("config=Outer")
+        + """
+    @attrs.frozen
+    class Inner:
+        folder: "Path"
+
+    @attrs.frozen
+    class Outer:
+        inners: tuple[Inner, ...] = ()
+""",
+    ),
+    plugin("letters", sink_with('secrets="ZOO_KEY"')),
+    plugin("secretless", sink_with("secrets=None")),
+    plugin("unsummed", sink_with("summary=3")),
+    plugin(
+        "cards",
+        """
+    from flash.api import ModelPlugin, hookimpl
+
+    @hookimpl
+    def flash_register_models():
+        return [ModelPlugin(name="cards", summary="", make=print, cards=({"id": "x"},))]
+""",
+    ),
     plugin("repeats", sinks("again", "again")),
     plugin(
         "shadows",
@@ -159,6 +214,13 @@ FIXTURES = [
 # pip refuses to install this one; an older pip, or an interrupted one, may leave such a folder.
 GARBLED = plugin("garbled", sinks("garbled"), requires=("flash-core ~~ what",))
 
+# What a broken disk or an interrupted copy leaves: name, METADATA, entry_points.txt.
+DAMAGED = [
+    ("torn", b"Metadata-Version: 2.1\nName: flash-torn\nVersion: 1.0\n", b"[flash]\ntorn\n"),
+    ("smudged", b"Name: flash-smudged\nVersion: 1.0\n", b"[flash]\nsmudged = \xff\n"),
+    ("smeared", b"Name: flash-smeared\nSummary: \xff\n", b"[flash]\nsmeared = flash_smeared\n"),
+]
+
 STATES = {
     "flash-fine": ("ok", ""),
     "flash-slow": ("ok", ""),
@@ -169,6 +231,8 @@ STATES = {
     "flash-old": ("incompatible", "it needs flash-core>=99; this is flash-core 0.1.0"),
     "flash-garbled": ("broken", "its metadata cannot be read"),
     "flash-torn": ("broken", "its entry_points.txt cannot be read"),
+    "flash-smudged": ("broken", "its entry_points.txt cannot be read: UnicodeDecodeError"),
+    "flash-smeared": ("broken", "its metadata cannot be read: 'utf-8' codec can't decode"),
     "flash-twin-a": ("conflict", 'flash-twin-b 1.0 also claims the name "twin"'),
     "flash-twin-b": ("conflict", 'flash-twin-a 1.0 also claims the name "twin"'),
     "flash-left": ("conflict", 'flash-right 1.0 also provides the sink "shared"'),
@@ -180,6 +244,13 @@ STATES = {
     "flash-text": ("broken", "must return SinkPlugin records, got 'a sink by name only'"),
     "flash-single": ("broken", "must return a list of SinkPlugin, got SinkPlugin("),
     "flash-invalid": ("broken", "flash_register_sinks raised ValueError"),
+    "flash-forgets": ("broken", "flash_register_sinks returned nothing; it must return a list of"),
+    "flash-configless": ("broken", "config must be an attrs class, got None"),
+    "flash-unresolved": ("broken", "of Inner cannot be read: name 'Path' is not defined"),
+    "flash-letters": ("broken", "secrets must be a tuple of str, got 'ZOO_KEY'"),
+    "flash-secretless": ("broken", "secrets must be a tuple of str, got None"),
+    "flash-unsummed": ("broken", "summary must be a str, got 3"),
+    "flash-cards": ("broken", "cards must be a tuple of ModelCard, got ({'id': 'x'},)"),
     "flash-repeats": ("broken", 'returns the sink "again" twice'),
     "flash-shadows": ("broken", 'the command "train", which is a verb of Flash itself'),
 }
@@ -191,10 +262,11 @@ def site(tmp_path_factory):
     site = install(FIXTURES, folder)
     with zipfile.ZipFile(build_wheel(GARBLED, folder)) as wheel:
         wheel.extractall(site)
-    torn = site / "flash_torn-1.0.dist-info"
-    torn.mkdir()
-    (torn / "METADATA").write_text("Metadata-Version: 2.1\nName: flash-torn\nVersion: 1.0\n")
-    (torn / "entry_points.txt").write_text("[flash]\ntorn\n")
+    for name, metadata, points in DAMAGED:
+        info = site / f"flash_{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_bytes(metadata)
+        (info / "entry_points.txt").write_bytes(points)
     return site
 
 
@@ -233,7 +305,8 @@ def test_each_plugin_is_listed_with_its_state_and_the_reason(listed, distributio
 
 def test_every_fixture_is_expected_above():
     installed = {fixture.name for fixture in FIXTURES}
-    assert STATES.keys() == installed | {"flash-garbled", "flash-torn"}
+    damaged = {f"flash-{name}" for name, _, _ in DAMAGED}
+    assert STATES.keys() == installed | damaged | {"flash-garbled"}
 
 
 def test_json_contract(listed):
@@ -359,14 +432,14 @@ def test_a_star_disables_every_plugin(shell):
     assert {s["state"] for s in json.loads(answer.stdout)} == {"disabled"}
 
 
-def test_a_misspelt_name_in_a_list_is_pointed_out(shell):
+@pytest.mark.parametrize("verb", [["plugins", "--json"], ["schema"]])
+def test_a_misspelt_name_in_a_list_is_pointed_out_once_by_every_verb(shell, verb):
     shell.write_config('[plugins]\ndisable = ["fien"]\n')
 
-    answer = shell.flash("plugins", "--json")
+    answer = shell.flash(*verb)
 
-    assert '[plugins] disable names "fien", which is not installed; did you mean "fine"?' in (
-        answer.stderr
-    )
+    words = '[plugins] disable names "fien", which is not installed; did you mean "fine"?'
+    assert answer.stderr.count(words) == 1
 
 
 def states_of(shell, *names):
@@ -442,6 +515,15 @@ def test_selecting_an_unusable_plugin_says_why(load, selected, kind, name, words
 
     assert words in caught.value.message
     assert caught.value.hint
+
+
+def test_a_policy_that_raises_is_its_plugins_fault():
+    def flash_review_plan(plan):
+        raise ConnectionError(f"no answer about {plan}")
+
+    problems = make_host(flash_review_plan=flash_review_plan).review("the plan")
+
+    assert SpecError(problems).exit_code == 3
 
 
 def test_boundary_attributes_what_a_plugin_raises():

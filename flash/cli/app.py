@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flash.cli.output import warn
 from flash.home import FlashHome
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ class App:
         # Half of a short verb's time, so only those that use plugins pay for it.
         from flash.plugins import PluginHost
 
-        return PluginHost.default(self.home)
+        host = PluginHost.default(self.home)
+        for sentence in host.warnings:
+            warn(sentence)
+        return host
 
 
 pass_app = click.make_pass_decorator(App)

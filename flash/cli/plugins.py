@@ -51,10 +51,7 @@ def plugins(ctx: click.Context, *, as_json: bool, check: bool) -> None:
     """
     if ctx.invoked_subcommand is not None:
         return
-    host = ctx.ensure_object(App).host
-    found = host.statuses()
-    for sentence in host.warnings:
-        warn(sentence)
+    found = ctx.ensure_object(App).host.statuses()
     if as_json:
         print_json([_as_json(plugin) for plugin in found])
     else:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from flash.errors import EnvironmentFault, StoreError
+from flash.home import FlashHome
 from flash.plane.plane import Plane
 from flash.plane.store import incoming_store, sweep_incoming, sweep_uncommitted
 
@@ -211,9 +212,22 @@ def test_the_shells_devices_and_proxies_are_kept_and_its_credentials_are_not(fre
     assert "geheim-1234" not in str(fresh_bench.plane.run(run).caller)
 
 
-def test_a_home_that_cannot_be_made_is_a_sentence(tmp_path):
-    from flash.home import FlashHome
+@pytest.mark.parametrize("named", ["~nosuchuser/flash", "relative/flash"])
+def test_a_home_that_cannot_be_told_is_a_sentence(named, tmp_path, monkeypatch):
+    """No user of that name; a path below a working directory that was removed."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv("FLASH_HOME", named)
 
+    with pytest.raises(StoreError, match=named) as raised:
+        FlashHome.from_environment()
+
+    assert "absolute path" in raised.value.hint
+
+
+def test_a_home_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "home").write_text("a file")
 
     with pytest.raises(StoreError, match="home"):
