@@ -3,13 +3,27 @@
 import os
 import signal
 
+import attrs
 import psutil
 import pytest
+import structlog
 
+from flash.home import FlashHome
 from flash.plane import daemon
+from flash.plane.database import Database
 from flash.plane.policy import MAX_ATTEMPTS
+from flash.plane.runs import Records
+from flash.plane.supervision import Supervision
+from flash.records import ProviderPlugin
+from flash.testing.host import make_host
+from flash.values import Instance, Offer
 
 SLEEP = "note_pid(); time.sleep(300)\n"
+
+
+@attrs.frozen
+class Config:
+    """The settings of a provider that has none."""
 
 
 def alive(pid):
@@ -190,6 +204,39 @@ def test_cancelling_a_run_that_has_ended_changes_nothing(bench):
     ended = bench.wait(run)
 
     assert bench.plane.cancel(run) == ended
+
+
+def test_a_cancel_that_comes_while_a_dead_worker_is_looked_at_ends_the_run(tmp_path):
+    """It is not queued again, where nothing would launch or end it, and its secrets go."""
+    home = FlashHome(tmp_path / "home")
+    records = Records(Database(home.database))
+    secrets = home.folder("secrets") / "0abcdefgh.json"
+
+    class Provider:
+        def get(self, ref):
+            records.request_cancel("0abcdefgh")
+            return Instance("key", ref, "failed", exit_code=137)
+
+    place = ProviderPlugin(
+        name="place", summary="", make=lambda ctx, config: Provider(), config=Config
+    )
+    records.add(
+        "0abcdefgh",
+        spec={"provider": {}, "budget": {"max_hours": None}},
+        caller={},
+        put=lambda: secrets.write_text("{}"),
+        take_back=lambda: None,
+    )
+    attempt = records.begin(records.run("0abcdefgh"), "place", Offer("place", "one", 1.0))
+    records.saw(attempt, {"key": "key"})
+    supervision = Supervision(
+        home=home, records=records, host=make_host(place), log=structlog.get_logger()
+    )
+
+    supervision.step(records.run("0abcdefgh"))
+
+    assert records.run("0abcdefgh").state == "cancelled"
+    assert not secrets.exists()
 
 
 def test_a_cancel_is_carried_out_by_the_next_supervisor(bench):
