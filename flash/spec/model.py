@@ -105,7 +105,8 @@ class Spec:
     thinking: bool = setting(
         default=False, doc="Train with the model's reasoning mode, where the model has one."
     )
-    seed: int = setting(42, doc="Seed of everything that is drawn at random.", ge=0, le=2**63 - 1)
+    # NumPy, which transformers seeds too, takes 32 bits.
+    seed: int = setting(42, doc="Seed of everything that is drawn at random.", ge=0, le=2**32 - 1)
     environment: EnvironmentTable = setting(doc="The tasks and their scoring.")
     train: Any = setting(doc="The algorithm's settings.")
     worker_env: dict[str, str] = setting(

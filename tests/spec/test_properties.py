@@ -83,7 +83,7 @@ CONFIGS = st.fixed_dictionaries(
     },
     optional={
         "thinking": st.booleans(),
-        "seed": st.integers(0, 2**63 - 1),
+        "seed": st.integers(0, 2**32 - 1),
         "train": TRAIN,
         "worker_env": st.dictionaries(NAMES, WORDS, max_size=3),
         "budget": table(max_hours=st.floats(0.001, 1000)),
