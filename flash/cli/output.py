@@ -23,7 +23,7 @@ import os
 import sys
 import traceback
 import unicodedata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -194,8 +194,14 @@ def _rich_table(
     from rich.text import Text
 
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        drawn.add_column(Text(name), justify="right" if name in right else "left", overflow="fold")
+    for index, name in enumerate(columns):
+        # The first column is what people copy: the others give way to it.
+        drawn.add_column(
+            Text(name),
+            justify="right" if name in right else "left",
+            overflow="fold",
+            no_wrap=index == 0,
+        )
     for row in rows:
         drawn.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
     console().print(drawn)
@@ -205,7 +211,9 @@ def console() -> Console:
     """Return a rich console on stdout; it reads no markup and no emoji codes from text."""
     from rich.console import Console
 
-    return Console(markup=False, emoji=False, highlight=False)
+    # Of itself rich would still print bold where colour is not wanted.
+    system: Literal["auto"] | None = "auto" if _colours(sys.stdout) else None
+    return Console(color_system=system, markup=False, emoji=False, highlight=False)
 
 
 def print_json(value: Any) -> None:

@@ -196,6 +196,10 @@ def _addressed(
     """Add to each problem the layer that set the value, where that is not the config itself."""
     for problem in problems:
         label = set_in.get(problem.path.split("[", 1)[0]) or set_in.get(problem.path)
+        if label is None and problem.message.startswith("unknown"):
+            # A table that should not be there: whoever set the first key in it.
+            below = (name for name in set_in if name.startswith(f"{problem.path}."))
+            label = set_in.get(next(below, ""))
         if label in (None, config):
             yield problem
             continue

@@ -139,4 +139,11 @@ def test_no_color_is_honoured():
     shown = on_a_terminal(PRINTING, NO_COLOR="1")
 
     assert "done\r\nwarning: careful\r\n" in shown
-    assert re.search(r"\x1b\[[0-9;]*3[0-9]", shown) is None
+    assert "\x1b" not in shown
+
+
+def test_the_first_column_stays_whole_where_the_terminal_is_narrow():
+    path = "train.init_from_adapter"
+    code = f"from flash.cli import output; output.table(('path', 'why'), [('{path}', 'so ' * 30)])"
+
+    assert path in on_a_terminal(code, COLUMNS="40")

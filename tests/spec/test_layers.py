@@ -160,7 +160,7 @@ def test_set_below_a_single_value_is_a_problem(resolve_text):
 def test_a_problem_names_the_layer_where_that_is_not_the_config(resolve_text):
     resolved = resolve_text(
         MINIMAL + "seed = -1\n",
-        over="[train]\nepochs = 0\n",
+        over="[train]\nepochs = 0\n[zoo.cage]\nsize = 1\n",
         overlays=["over"],
         sets=["sink.wandb.run_name=5", "train.lora_rnk=5"],
     )
@@ -177,6 +177,8 @@ def test_a_problem_names_the_layer_where_that_is_not_the_config(resolve_text):
         'train.lora_rnk: unknown key; did you mean "lora_rank"? allowed: '
     )
     assert errors(resolved)[3].endswith(" (set by --set)")
+    assert errors(resolved)[4].startswith("zoo: unknown key; allowed: ")
+    assert errors(resolved)[4].endswith(" (set by over.toml)")
 
 
 def test_old_spellings_are_taken_with_one_notice_each(resolve_text):
