@@ -5,7 +5,6 @@ import json
 import math
 import os
 import pty
-import re
 import subprocess
 import sys
 
