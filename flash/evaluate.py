@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from flash.episodes import play, score
-from flash.errors import UsageError
+from flash.errors import EnvironmentFault, UsageError
 from flash.statistics import mean_interval, success_interval
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from flash.contracts import Environment
     from flash.episodes import Played
-    from flash.values import Reward, Task
+    from flash.values import Message, Reward, Task
 
 
 DEFAULT_MAX_TOKENS = 512
@@ -149,11 +149,18 @@ def _max_tokens(
     turns = [
         message
         for task in tasks
-        for message in environment.target(task) or ()
-        if message["role"] == "assistant"
+        for message in _gold(environment, task)
+        if message.get("role") == "assistant"
     ]
     if asked.thinking or not turns or any(message.get("tool_calls") for message in turns):
         return DEFAULT_MAX_TOKENS
     answers = [str(message.get("content") or "") for message in turns]
     longest = max(len(tokens) for tokens in tokenizer(answers)["input_ids"])
     return max(LEAST_MAX_TOKENS, 2 * longest)
+
+
+def _gold(environment: Environment, task: Task) -> Sequence[Message]:
+    try:
+        return environment.target(task) or ()
+    except EnvironmentFault:  # a row can be scored without an answer to learn
+        return ()

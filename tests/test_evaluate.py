@@ -5,7 +5,7 @@ import json
 import pytest
 
 from flash.episodes import Played
-from flash.errors import UsageError
+from flash.errors import EnvironmentFault, UsageError
 from flash.evaluate import Evaluation, evaluate, held_out_split, summary
 from flash.testing.models import make_tiny_model
 from flash.values import Episode, Reward, Step, Task
@@ -42,6 +42,8 @@ class Environment:
         return Step(done=True)
 
     def target(self, task):
+        if self._targets == "broken":
+            raise EnvironmentFault("environment.py:3: KeyError: 'answer'")
         return self._targets
 
     def score(self, task, episodes):
@@ -131,10 +133,12 @@ def test_the_budget_of_a_turn_follows_the_longest_gold_answer(tiny_model):
 
     def budget(targets, **settings):
         environment = Environment("train", "eval", rows=1, targets=targets)
+        settings.setdefault("split", "eval")
         return run(tiny_model, environment, **settings)[0]["max_tokens"]
 
     assert budget(long) == 200
     assert budget(short) == 64
+    assert budget("broken", rows=1) == 512
     assert budget(long, max_tokens=7) == 7
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import contextmanager
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from flash.errors import TrainingDataError
 from flash.training.packing import IGNORED, Document
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from flash.values import Message
 
@@ -81,8 +82,13 @@ class ChatRenderer:
     thinking: bool
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
-        """Return the text after which the model writes the next turn."""
-        return self._text(_plain("the conversation", messages), tools, ask=True)
+        """
+        Return the text after which the model writes the next turn.
+
+        Raises `TrainingDataError` where the chat template cannot render the conversation.
+        """
+        with _template_errors("the conversation"):
+            return self._text(_plain("the conversation", messages), tools, ask=True)
 
     def render(self, conversation: Conversation) -> list[Rendered]:
         """
@@ -90,17 +96,8 @@ class ChatRenderer:
 
         Raises `TrainingDataError`, naming the row, where the trained tokens cannot be told.
         """
-        try:
+        with _template_errors(conversation.name):
             return self._render(conversation)
-        except TrainingDataError:
-            raise
-        except (
-            Exception
-        ) as error:  # a template is code of the model's author: it may raise anything
-            raise TrainingDataError(
-                f"{conversation.name}: the chat template cannot render it: {error}",
-                hint="look at its roles and contents with `flash env preview`",
-            ) from error
 
     def _render(self, row: Conversation) -> list[Rendered]:
         opening, target = _plain(row.name, row.opening), _plain(row.name, row.target)
@@ -196,6 +193,20 @@ def stop_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
     configured = getattr(generation_config, "eos_token_id", None)
     several = configured if isinstance(configured, list) else [configured]
     return frozenset(int(one) for one in (tokenizer.eos_token_id, *several) if one is not None)
+
+
+@contextmanager
+def _template_errors(name: str) -> Iterator[None]:
+    """Turn what a template raises into a sentence; as its author's code it may raise anything."""
+    try:
+        yield
+    except TrainingDataError:
+        raise
+    except Exception as error:
+        raise TrainingDataError(
+            f"{name}: the chat template cannot render it: {error}",
+            hint="look at its roles and contents with `flash env preview`",
+        ) from error
 
 
 def _answers(message: Message) -> bool:

@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from flash.episodes import Answer
-from flash.errors import StoreError
+from flash.errors import StoreError, TrainingDataError
 from flash.training.chat import ChatRenderer, stop_tokens
 from flash.training.generate import generate
 from flash.training.loading import load_base
@@ -57,26 +57,35 @@ class ChatModel:
         self.seconds = 0.0
 
     def __call__(self, questions: Sequence[Question], /) -> list[Answer]:
-        """Return one answer a question; a conversation too long for the model gets an error."""
-        texts = [self._renderer.prompt(one.messages, one.tools) for one in questions]
-        prompts = self._tokenizer(texts, add_special_tokens=False)["input_ids"]
-        answers = [self._refusal(len(prompt)) for prompt in prompts]
+        """Return one answer a question, or why the model cannot be asked it."""
+        read = [self._read(one) for one in questions]
+        answers = [one if isinstance(one, Answer) else None for one in read]
         asked = [place for place, answer in enumerate(answers) if answer is None]
+        prompts = [one for one in read if not isinstance(one, Answer)]
         started = time.monotonic()
         completions = generate(
             self._model,
             self._tokenizer,
-            [prompts[place] for place in asked],
+            [tokens for _, tokens in prompts],
             attrs.evolve(self._sampling, seed=self._seeds.getrandbits(32)),
             progress=lambda done: self._progress(f"sampled {done} of {len(asked)} answers"),
         )
         self.seconds += time.monotonic() - started
-        for place, completion in zip(asked, completions, strict=True):
+        for place, (text, _), completion in zip(asked, prompts, completions, strict=True):
             self.tokens += len(completion.tokens)
             # Templates that open the trace themselves leave the model to write only its end.
-            opening = _THINK if texts[place].rstrip().endswith(_THINK) else ""
+            opening = _THINK if text.rstrip().endswith(_THINK) else ""
             answers[place] = Answer(opening + completion.text, completion.truncated)
         return [answer for answer in answers if answer is not None]
+
+    def _read(self, question: Question) -> tuple[str, list[int]] | Answer:
+        """Return the prompt as text and tokens, or an answer that says why there is none."""
+        try:
+            text = self._renderer.prompt(question.messages, question.tools)
+        except TrainingDataError as error:
+            return Answer("", error=error.message)
+        tokens = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return self._refusal(len(tokens)) or (text, tokens)
 
     def _refusal(self, length: int) -> Answer | None:
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)

@@ -23,13 +23,16 @@ def load_base(folder: Path) -> tuple[Any, Any]:
     Float32 where it will train on CPU, which computes nothing narrower at speed; bfloat16 for
     CUDA. Code that a model's folder may bring is never run. Raises `ModelUnavailable`.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        if any(said in str(error) for said in ("out of memory", "allocate memory")):
+            raise  # the machine is too small, and nothing is wrong with the model
         raise ModelUnavailable(
             f"transformers cannot load the model in {folder}: {error}",
             hint="it must be a causal language model of a family that transformers knows, in a "

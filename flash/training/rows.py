@@ -8,7 +8,7 @@ cut off, its answer would teach the model to stop in the wrong place.
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flash.contracts import Environment
     from flash.training.chat import ChatRenderer, Rendered
     from flash.training.packing import Document
-    from flash.values import Task
+    from flash.values import Message, Task
 
 _NAMED = 3
 """How many rows an error names."""
@@ -32,11 +32,14 @@ class TrainingRows:
     """
     The rows that fit, each as its documents, and the lengths in tokens of those that do not.
 
-    A row is one document unless its chat template rewrites earlier turns.
+    A row is one document unless its chat template rewrites earlier turns. Of a held-out split,
+    `all_rows` counts what there is, and `without_target` what has nothing to compare with.
     """
 
     rows: Sequence[Sequence[Document]]
     too_long: Sequence[int]
+    all_rows: int = 0
+    without_target: int = 0
 
 
 def training_rows(
@@ -77,9 +80,14 @@ def held_out_rows(
     seed: int,
 ) -> TrainingRows:
     """Render what of a held-out split has a target, at most `most` rows drawn by `seed`."""
-    tasks = [task for task in environment.tasks(split) if environment.target(task)]
-    drawn = _drawn(tasks, most, seed)
-    return _fitting(render_tasks(environment, drawn, renderer), max_length)
+    tasks = environment.tasks(split)
+    usable = [task for task in tasks if _answered(environment.target(task))]
+    drawn = _drawn(usable, most, seed)
+    return attrs.evolve(
+        _fitting(render_tasks(environment, drawn, renderer), max_length),
+        all_rows=len(tasks),
+        without_target=len(tasks) - len(usable),
+    )
 
 
 def render_tasks(
@@ -87,7 +95,8 @@ def render_tasks(
 ) -> list[list[Rendered]]:
     """Render the opening and target of each task; `TrainingDataError` where one has no target."""
     targets = [environment.target(task) for task in tasks]
-    missing = [task.id for task, target in zip(tasks, targets, strict=True) if not target]
+    pairs = zip(tasks, targets, strict=True)
+    missing = [task.id for task, target in pairs if not _answered(target)]
     if missing:
         some = ", ".join(missing[:_NAMED]) + (", …" if len(missing) > _NAMED else "")
         raise TrainingDataError(
@@ -105,6 +114,21 @@ def render_tasks(
         )
         for task, target in zip(tasks, targets, strict=True)
     ]
+
+
+def _answered(target: Sequence[Message] | None) -> bool:
+    """Say whether a target has something to learn: an empty cell of a table has not."""
+    return any(
+        message.get("tool_calls") or not _blank(message.get("content"))
+        for message in target or ()
+        if message.get("role") == "assistant"
+    )
+
+
+def _blank(content: Any) -> bool:
+    if isinstance(content, list):  # parts without text are for the renderer to refuse
+        return all(isinstance(part, dict) and _blank(part.get("text", part)) for part in content)
+    return not str(content or "").strip()
 
 
 def _fitting(rendered: Sequence[Sequence[Rendered]], max_length: int) -> TrainingRows:

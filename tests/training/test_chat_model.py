@@ -60,6 +60,26 @@ def test_a_question_too_long_for_the_model_is_refused_and_the_others_are_answere
     assert first.error is third.error is None
 
 
+@pytest.mark.parametrize("content", ["no", [{"type": "image"}]])
+def test_a_question_that_cannot_be_rendered_is_refused_and_the_others_are_answered(loaded, content):
+    model, tokenizer = loaded
+    usual = tokenizer.chat_template
+    tokenizer.chat_template = (
+        "{% if messages[0].content == 'no' %}{{ raise_exception('not this') }}{% endif %}" + usual
+    )
+    odd = Question(({"role": "user", "content": content},))
+    try:
+        first, second, third = ChatModel(model, tokenizer, Sampling(4), thinking=False)(
+            [QUESTIONS[0], odd, QUESTIONS[1]]
+        )
+    finally:
+        tokenizer.chat_template = usual
+
+    assert "not this" in second.error or "'image'" in second.error
+    assert first.error is third.error is None
+    assert first.text != ""
+
+
 def test_a_second_turn_draws_anew(loaded):
     chat = ChatModel(*loaded, Sampling(8, temperature=1.5, seed=1), thinking=False)
     again = ChatModel(*loaded, Sampling(8, temperature=1.5, seed=1), thinking=False)

@@ -85,6 +85,33 @@ def test_a_folder_without_a_model_is_unavailable(tmp_path):
         load_base(tmp_path)
 
 
+def _quantise(folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    path.write_text(json.dumps(config))
+
+
+def _cut(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def _resize(folder):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"intermediate_size": 48}))
+
+
+@pytest.mark.parametrize("damage", [_quantise, _cut, _resize])
+def test_a_model_that_transformers_refuses_is_unavailable(tmp_path, damage):
+    folder = make_tiny_model(tmp_path / "model")
+    damage(folder)
+
+    with pytest.raises(ModelUnavailable, match="cannot load the model"):
+        load_base(folder)
+
+
 def test_a_model_without_chat_template_is_unavailable(tmp_path):
     folder = make_tiny_model(tmp_path / "base")
     (folder / "chat_template.jinja").unlink()

@@ -63,7 +63,8 @@ class SftConfig:
     )
     eval_every: int | None = setting(
         None,
-        doc="Steps between held-out losses; the last step has one. A new best is saved as a "
+        doc="Steps between held-out losses, of at most 64 rows drawn by the seed from the first "
+        "split that is not trained on; the last step has one. A new best is saved as a "
         "checkpoint. The recipe takes `save_every`.",
         ge=1,
         recipe=True,
@@ -71,6 +72,6 @@ class SftConfig:
     init_from_adapter: str | None = setting(
         None,
         doc="Start from this adapter instead of a fresh one: `<run>`, `<run>/step-N` or a folder. "
-        "Rank and alpha are taken from it.",
+        "Rank, alpha and modules are taken from it.",
         non_empty=True,
     )

@@ -79,6 +79,11 @@ def train(context: WorkerContext, path: HotPath) -> None:
     )
     context.reporter.phase("train")
     steps = config.max_steps or config.epochs * math.ceil(len(rows) / config.batch_size)
+    if (last := max(config.save_at_steps, default=0)) > steps:
+        context.reporter.warning(
+            f"train.save_at_steps: there will be no checkpoint of step {last}, because with the "
+            f"rows that fit the run has {steps} steps"
+        )
     if newest is not None:
         context.reporter.log(f"going on from the checkpoint of step {newest.step} of {steps}")
     if newest is None or newest.step < steps:
@@ -116,26 +121,30 @@ def _training_rows(context: WorkerContext, renderer: ChatRenderer) -> Sequence[S
 def _held_out_rows(context: WorkerContext, renderer: ChatRenderer) -> Sequence[Sequence[Document]]:
     """Return rows of the first split that is not trained on, none where there is none."""
     others = [split for split in context.environment.splits() if split != context.split]
-    rows: Sequence[Sequence[Document]] = []
-    if others:
-        rows = held_out_rows(
-            context.environment,
-            others[0],
-            renderer,
-            max_length=context.config.max_length,
-            most=HELD_OUT_ROWS,
-            seed=context.seed,
-        ).rows
-    if not rows:
-        context.reporter.log(
-            "no held-out loss: "
-            + (
-                f"no row of split {others[0]!r} can be used"
-                if others
-                else "there is no other split"
-            )
-        )
-    return rows
+    if not others:
+        context.reporter.log("no held-out loss: there is no other split")
+        return []
+    read = held_out_rows(
+        context.environment,
+        others[0],
+        renderer,
+        max_length=context.config.max_length,
+        most=HELD_OUT_ROWS,
+        seed=context.seed,
+    )
+    drawn, usable = len(read.rows) + len(read.too_long), read.all_rows - read.without_target
+    left_out = {
+        f"{drawn} of {usable} drawn": drawn < usable,
+        f"{len(read.too_long)} too long": read.too_long,
+        f"{read.without_target} without target": read.without_target,
+    }
+    why = ", ".join(text for text, holds in left_out.items() if holds)
+    context.reporter.log(
+        ("held-out loss" if read.rows else "no held-out loss:")
+        + f" on {len(read.rows)} of {read.all_rows} rows of split {others[0]!r}"
+        + (f" ({why})" if why else "")
+    )
+    return read.rows
 
 
 def _arguments(context: WorkerContext, model: Any, *, evaluates: bool) -> Any:

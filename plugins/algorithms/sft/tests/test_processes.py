@@ -138,7 +138,7 @@ def test_the_plan_foresees_the_memory_that_smollm2_takes(train, tmp_path):
     model = SmolLM2Source(CARD, tmp_path / "models").fetch(CARD.id, print)
     given = AlgorithmInput(train={}, thinking=False, card=CARD, rows=48)
     decided = {name: one.value for name, one in decide(given).items()}
-    settings = {**decided, "batch_size": 16, "max_steps": 2}
+    settings = {**decided, "batch_size": 16, "max_steps": 1}
     # Answers of some 200 tokens: a step fills a row.
     _, peak_kib = train(model, "run", settings, words=90)
     need = plan(

@@ -98,6 +98,8 @@ def test_memory_is_the_sum_of_named_parts_and_grows_with_what_it_should():
 
     assert need.memory_gib == pytest.approx(sum(need.memory_parts_gib.values()), abs=0.01)
     assert more_rank.memory_gib > need.memory_gib
+    named = plan(batch_size=32, target_modules=("q_proj", "v_proj")).need.memory_parts_gib
+    assert named["adapter and optimizer"] > 0
     assert longer.memory_parts_gib["activations"] > 3.9 * need.memory_parts_gib["activations"]
     # A batch is cut into rows, so a larger one takes no more.
     assert plan(batch_size=512).need.memory_gib == need.memory_gib

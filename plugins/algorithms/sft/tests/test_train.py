@@ -50,6 +50,9 @@ PROMPT_LEFT_OUT = (
 )
 
 
+BLANK = [{"role": "assistant", "content": " "}]
+
+
 def row(number: int) -> dict[str, Any]:
     return {
         "opening": [{"role": "user", "content": f"Number {number}, please" + "!" * (number % 7)}],
@@ -363,13 +366,47 @@ def test_the_held_out_loss_is_a_mean_over_tokens(make):
     )
 
 
-@pytest.mark.parametrize("held_out", [[], [{**row(1), "target": None}]])
-def test_without_held_out_targets_there_is_no_held_out_loss(make, held_out):
-    context = make(held_out=held_out)
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        ([], "no held-out loss: there is no other split"),
+        (
+            [{**row(1), "target": None}, {**row(1), "target": BLANK}],
+            "no held-out loss: on 0 of 2 rows of split 'eval' (2 without target)",
+        ),
+    ],
+)
+def test_without_held_out_targets_there_is_no_held_out_loss(make, held_out, message):
+    context = make(held_out=held_out, settings={"max_steps": 1})
     run(context)
 
     assert context.reporter.evaluations == []
-    assert any("no held-out loss" in message for message in context.reporter.logs)
+    assert message in context.reporter.logs
+
+
+def test_the_log_says_which_rows_the_held_out_loss_is_of(make):
+    long = {**row(1), "target": [{"role": "assistant", "content": "x" * 300}]}
+    held_out = [long, {**row(1), "target": None}, row(2)]
+    few = make(held_out=held_out, settings={"max_steps": 1})
+    many = make(held_out=[row(n) for n in range(70)], settings={"max_steps": 1})
+    run(few)
+    run(many)
+
+    assert (
+        "held-out loss on 1 of 3 rows of split 'eval' (1 too long, 1 without target)"
+        in few.reporter.logs
+    )
+    assert "held-out loss on 64 of 70 rows of split 'eval' (64 of 70 drawn)" in many.reporter.logs
+
+
+def test_a_checkpoint_that_will_not_be_made_is_warned_of(make):
+    """The plan counts all rows; only the worker knows which fit."""
+    context = make(held_out=[], settings={"save_at_steps": (2, 7)})
+    run(context)
+
+    (warning,) = context.reporter.warnings
+    assert "no checkpoint of step 7" in warning
+    assert "has 6 steps" in warning
 
 
 @pytest.mark.parametrize("cut", [2, 3, 5])
@@ -393,20 +430,27 @@ def test_a_run_resumed_from_a_checkpoint_reaches_the_same_bits(make, cut):
 
 
 def test_a_resumed_run_restores_every_random_generator(make):
-    context = make(settings={"max_steps": 3}, stop_after=2, held_out=[])
-    run(context)
-    drawn = draw()
-    draw()
-    state = torch.load(context.checkpoints.newest().folder / "state" / "rng.pt", weights_only=True)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])  # noqa: NPY002 - the global generator is meant
-    torch.set_rng_state(state["torch"])
+    settings = {"max_steps": 3}
+    straight = make(settings=settings, held_out=[], reporter=Drawing())
+    first = make(settings=settings, held_out=[], reporter=Drawing(), stop_after=2)
+    second = make(settings=settings, held_out=[], reporter=Drawing(), store=first.checkpoints)
+    for context in (straight, first, second):
+        run(context)
 
-    assert draw() == drawn
+    assert first.reporter.drawn + second.reporter.drawn == straight.reporter.drawn
+    assert len(set(straight.reporter.drawn)) == 3
 
 
-def draw():
-    return random.random(), np.random.rand(), float(torch.rand(1))  # noqa: NPY002 - as above
+@attrs.define
+class Drawing(Reports):
+    """Draws from every global generator at each step, as dropout would."""
+
+    drawn: list[tuple[float, ...]] = attrs.field(factory=list)
+
+    def metrics(self, step, total, **values):
+        super().metrics(step, total, **values)
+        numpy = np.random.rand()  # noqa: NPY002 - the global generator is meant
+        self.drawn.append((random.random(), numpy, float(torch.rand(1))))
 
 
 def test_state_needs_no_pickled_code(make):
@@ -516,9 +560,9 @@ def test_max_examples_draws_rows_by_the_seed(make):
 
 
 def test_rows_without_target_are_refused_by_name(make):
-    rows = [row(0), {**row(1), "target": None}, {**row(2), "target": []}]
+    rows = [row(0), *({**row(1), "target": target} for target in (None, [], BLANK))]
 
-    with pytest.raises(TrainingDataError, match="2 of 3 rows have no target to learn: train-1, t"):
+    with pytest.raises(TrainingDataError, match="3 of 4 rows have no target to learn: train-1, t"):
         run(make(rows=rows))
 
 
