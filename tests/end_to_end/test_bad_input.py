@@ -297,3 +297,19 @@ def test_a_disabled_plugin_that_is_selected_says_who_disabled_it(refused, monkey
     said = refused(code=3)
 
     assert "FLASH_DISABLE_PLUGINS" in said
+
+
+@pytest.mark.usefixtures("refused")
+@pytest.mark.parametrize("words", [(), ("--dry-run",), ("--dry-run", "--json")], ids=" ".join)
+def test_a_secret_that_is_written_down_is_refused_and_on_neither_stream(project, capsys, words):
+    value = "kanarienvogel-4711"
+    project.write(".env", f"SERVICE_KEY={value}\n")
+    table = f'path = "."\nsecrets = ["SERVICE_KEY"]\nparams = {{ key = "{value}" }}'
+    config = (project.folder / "run.toml").read_text().replace('path = "."', table)
+    project.write("run.toml", config)
+
+    assert root.run(["train", "run.toml", *words]) == 2
+
+    said = "".join(capsys.readouterr())
+    assert "contains the value of the secret SERVICE_KEY" in said
+    assert value not in said
