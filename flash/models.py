@@ -100,9 +100,9 @@ def _owner(model: str, host: PluginHost) -> str:
             if record.claims(model):
                 return name
     known = [card.id for record in records.values() for card in record.cards]
-    raise ModelUnavailable(
-        f'unknown model "{model}"{did_you_mean(model, known)}',
-        hint=f"`flash models` lists what is known here; model plugins: {', '.join(records)}"
-        if records
-        else "no model plugin is installed: pip install flash-model-hub",
-    )
+    hint = "no model plugin is installed: pip install flash-model-hub"
+    if records:
+        # A word without a slash could be anything; the plugin's name before it says whose id it is.
+        named = " or ".join(f'"{name}:{model}"' for name in records)
+        hint = f"`flash models` lists what is known here; to ask a plugin for this id: {named}"
+    raise ModelUnavailable(f'unknown model "{model}"{did_you_mean(model, known)}', hint=hint)

@@ -310,7 +310,9 @@ class TestModels:
         assert said(setup.plan(model="org/unknown")) == [
             "model: there is no org/unknown; check the spelling"
         ]
-        assert 'unknown model "tiny"' in said(setup.plan(model="tiny"))[0]
+        (line,) = said(setup.plan(model="tiny"))
+        assert 'unknown model "tiny"' in line
+        assert 'to ask a plugin for this id: "hub:tiny" or "zoo:tiny"' in line
 
     def test_a_folder_starts_at_the_file_that_names_it(self, setup, monkeypatch):
         (setup.folder / "weights").mkdir()

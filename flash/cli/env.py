@@ -84,11 +84,13 @@ def preview(  # noqa: PLR0913 - one parameter an option
             spec.environment.secrets, app.host.get("model", plan.model.plugin).secrets
         ),
         progress=note,
-    )["rows"]
+    )
+    if shown["refusal"]:
+        warn(f"training would refuse these rows: {shown['refusal']}")
     if as_json:
-        print_json(shown)
+        print_json(shown["rows"])
         return
-    for row in shown:
+    for row in shown["rows"]:
         out(f"{row['row']}: {row['tokens']} tokens, {row['trained']} trained", bold=True)
         marked(row["pieces"])
         out()

@@ -157,8 +157,9 @@ def find_target(app: App, text: str) -> Target:
     except UsageError as no_run:
         try:
             return _base_model(app, text)
-        except ModelUnavailable:
-            raise no_run from None
+        except ModelUnavailable as no_model:
+            message = f"{no_run.message}, and {no_model.message}"
+            raise UsageError(message, hint=no_model.hint) from None
 
 
 def _run(plane: Plane, text: str) -> Target:

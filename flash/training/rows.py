@@ -66,7 +66,7 @@ def training_rows(
             f"tokens; the shortest has {min(read.too_long, default=0)}",
             hint="raise train.max_length, or shorten the rows",
         )
-    _check([document for row in read.rows for document in row], split, renderer.stops)
+    check_trained([document for row in read.rows for document in row], split, renderer.stops)
     return read
 
 
@@ -148,7 +148,8 @@ def _drawn(tasks: Sequence[Task], most: int, seed: int) -> Sequence[Task]:
     return [tasks[at] for at in sorted(draw.sample(range(len(tasks)), most))]
 
 
-def _check(documents: Sequence[Document], split: str, stops: frozenset[int]) -> None:
+def check_trained(documents: Sequence[Document], split: str, stops: frozenset[int]) -> None:
+    """Raise `TrainingDataError` where nothing, everything, or no end of a turn would be trained."""
     look = "see which tokens are with `flash env preview`"
     if not any(document.sources for document in documents):
         raise TrainingDataError(f"no token of split {split!r} would be trained", hint=look)

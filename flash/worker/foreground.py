@@ -113,14 +113,13 @@ def _preview(
     from flash.training.preview import preview
 
     environment = environment_of(request, secrets, report)
-    rows = preview(
+    return preview(
         environment,
         split=request["split"],
         model=_model_of(request["model"], secrets, report),
         thinking=request["thinking"],
         count=request["count"],
     )
-    return {"rows": rows}
 
 
 def _model_of(

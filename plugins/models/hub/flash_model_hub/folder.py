@@ -69,6 +69,7 @@ class ModelFolder:
 
     def card(self, model: str) -> ModelCard:
         """Return the facts; the parameters are counted in the headers where weights are here."""
+        refuse_quantised(self.config, self._where)
         # Models with images or sound keep what concerns text one level down.
         text = self.config.get("text_config")
         config = {**self.config, **(text if isinstance(text, dict) else {})}
@@ -167,6 +168,18 @@ class ModelFolder:
         if not isinstance(content, dict):
             raise ModelUnavailable(f"{self._where}: {path} is not a JSON object")
         return content
+
+
+def refuse_quantised(config: Mapping[str, Any], model: str) -> None:
+    """Raise `ModelUnavailable` for weights that are stored quantised."""
+    stored = config.get("quantization_config")
+    if stored:
+        method = stored.get("quant_method") if isinstance(stored, dict) else None
+        raise ModelUnavailable(
+            f"{model} is stored quantised ({method or 'quantization_config in its config.json'}), "
+            "and Flash trains on full weights",
+            hint="name the model that it was quantised from",
+        )
 
 
 def missing_weights(names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ import attrs
 
 from flash.api import ModelUnavailable
 from flash_model_hub.download import Hub
-from flash_model_hub.folder import ModelFolder
+from flash_model_hub.folder import ModelFolder, refuse_quantised
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,11 +96,12 @@ class HubSource:
 
 
 def refuse_foreign_code(config: dict[str, Any], model: str) -> None:
-    """Raise `ModelUnavailable` for a model that transformers cannot load with its own classes."""
+    """Raise `ModelUnavailable` for what transformers cannot load, or not with its own classes."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+    refuse_quantised(config, model)
     kind = config.get("model_type")
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return

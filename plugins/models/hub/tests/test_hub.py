@@ -298,6 +298,7 @@ def test_a_folder_that_does_not_exist(tmp_path):
         ({"model_type": "theirs", "auto_map": {"AutoModel": "m.M"}}, "code from its own reposit"),
         ({"model_type": "theirs"}, 'is a "theirs", which transformers'),
         ({"model_type": "t5"}, "not a causal language model"),
+        ({"quantization_config": {"quant_method": "awq"}}, "is stored quantised (awq)"),
     ],
 )
 def test_what_transformers_cannot_load_by_itself_is_refused(folder, change, message):
@@ -305,6 +306,15 @@ def test_what_transformers_cannot_load_by_itself_is_refused(folder, change, mess
     (folder / "config.json").write_text(json.dumps(config))
 
     assert message in unavailable(HubSource().fetch, str(folder), print).message
+
+
+def test_quantised_weights_are_refused_before_anything_is_planned_or_downloaded(source, hub):
+    config = json.loads(hub.files["config.json"]) | {"quantization_config": {"bits": 4}}
+    hub.files["config.json"] = json.dumps(config).encode()
+
+    assert "is stored quantised" in unavailable(source.look_up, ID).message
+    assert "is stored quantised" in unavailable(source.fetch, ID, print).message
+    assert not any(name.endswith(".safetensors") for name in hub.served)
 
 
 def test_remote_code_beside_a_native_class_is_not_needed_and_not_run(folder):
