@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import struct
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from flash_sink_wandb import flash_register_sinks
@@ -41,10 +44,12 @@ EVENTS = [
 ]
 
 
-def follow(folder, *, config=None, state="done"):
-    """Let a sink follow a run; returns what the process printed."""
-    settings = {"project": "triage", "mode": "offline"} | (config or {})
+def follow(folder, *, config=None, state="done", server=None):
+    """Let a sink follow a run, online on a server that fails; returns what the process printed."""
+    settings = {"project": "triage", "mode": "online" if server else "offline"} | (config or {})
     environ = {"PATH": os.environ["PATH"], "HOME": str(folder / "home")}
+    if server:
+        environ["WANDB_BASE_URL"] = server
     arguments = json.dumps([str(folder / "store"), settings, EVENTS, state])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, arguments],
@@ -54,7 +59,7 @@ def follow(folder, *, config=None, state="done"):
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode != 0) == bool(server), done.stderr
     return done.stdout + done.stderr
 
 
@@ -173,14 +178,43 @@ def test_a_failed_run_ends_as_failed(tmp_path):
     assert end.exit_code == 1
 
 
-def test_the_key_is_written_and_printed_nowhere(followed):
-    _, folder, printed = followed
-    key = b"0123456789" * 4
-    written = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+@pytest.fixture
+def server():
+    """A W&B server here that refuses every key: its address, and the keys that it was sent."""
+    keys = []
 
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            keys.append(self.headers.get("Authorization", "").removeprefix("Basic "))
+            self.send_response(401)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        thread = threading.Thread(target=http.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http.server_port}", keys
+        http.shutdown()
+        thread.join()
+
+
+def test_the_key_goes_to_the_server_and_is_written_and_printed_nowhere(tmp_path, server):
+    address, keys = server
+    printed = follow(tmp_path, server=address)
+    key = "0123456789" * 4
+    written = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_symlink()]
+
+    assert base64.b64encode(f"api:{key}".encode()).decode() in keys
     assert written
-    assert not [path for path in written if key in path.read_bytes()]
-    assert printed == ""
+    assert not [path for path in written if key.encode() in path.read_bytes()]
+    assert key not in printed
+
+
+def test_offline_prints_nothing(followed):
+    assert followed[2] == ""
 
 
 def test_everything_lies_in_the_runs_store_closed_to_others(followed):
