@@ -409,7 +409,9 @@ def test_a_checkpoint_that_will_not_be_made_is_warned_of(make):
     assert "has 6 steps" in warning
 
 
-@pytest.mark.parametrize("cut", [2, 3, 5])
+@pytest.mark.parametrize(
+    "cut", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_a_run_resumed_from_a_checkpoint_reaches_the_same_bits(make, cut):
     settings = {"epochs": 2, "batch_size": 8, "eval_every": 2}
     straight = make(settings=settings)
