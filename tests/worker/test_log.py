@@ -21,7 +21,13 @@ run_masked(work, Redactor(["canary-value", "canary-value-and-more"]))
 def run(program, code=0):
     """Run the program behind a masked output and return what reached the log, and stdout."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(textwrap.indent(textwrap.dedent(program), "    "))],
+        # As in a worker: what Python prints is not kept back until the end.
+        [
+            sys.executable,
+            "-u",
+            "-c",
+            PROGRAM.format(textwrap.indent(textwrap.dedent(program), "    ")),
+        ],
         capture_output=True,
         text=True,
         check=False,

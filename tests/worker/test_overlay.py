@@ -129,9 +129,9 @@ def test_a_commit_of_a_repository_is_installed_as_it_was_then(home, tmp_path, mo
         subprocess.run([*git, *words], check=True)
     (package / "overlaid.py").write_text("VALUE = 2")
 
-    overlay = ensure_overlay(
-        [f"overlaid @ git+{repository.as_uri()}@v1#subdirectory=python"], home, lambda _: None
-    )
+    # With a host, as of a remote repository: pip before 24 takes no other.
+    url = f"git+file://localhost{repository}@v1#subdirectory=python"
+    overlay = ensure_overlay([f"overlaid @ {url}"], home, lambda _: None)
 
     assert (overlay / "overlaid.py").read_text() == "VALUE = 1"
 

@@ -118,11 +118,6 @@ def _write(
         raise _refused(member, "it is neither a file nor a folder")
     if member.isreg() and not inner:
         raise _refused(member, "it is a file where the environment's folder should be")
-    try:
-        # The standard library's own judgement of the name that is about to be written.
-        tarfile.data_filter(member.replace(name="/".join(inner) or "."), str(destination))
-    except tarfile.FilterError as error:
-        raise _refused(member, str(error)) from error
     target = destination.joinpath(*inner)
     if member.isdir():
         target.mkdir(parents=True, exist_ok=True, mode=0o700)

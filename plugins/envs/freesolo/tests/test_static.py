@@ -45,7 +45,6 @@ def test_a_module_that_defines_the_factory_is_fine(problems, source):
     [
         (None, "environment.py: cannot be read: no such file or directory"),
         ("x = 1\ndef f(:\n", "environment.py:2: invalid syntax"),
-        ("x = '\0'", "environment.py:1: source code string cannot contain null bytes"),
         ("def load(): pass", "environment.py: defines no function load_environment"),
         ("async def load_environment(): pass", "environment.py:1: load_environment is async"),
         ("class A:\n    def load_environment(self): pass", "environment.py: defines no function"),
@@ -55,6 +54,14 @@ def test_a_wrong_module_is_named_with_its_line(problems, source, message):
     (problem,) = problems(source)
 
     assert problem.startswith(message)
+
+
+def test_a_module_with_a_nul_byte_is_no_python(problems):
+    # Python 3.11.4 and later name the line.
+    (problem,) = problems("x = '\0'")
+
+    assert problem.startswith("environment.py:")
+    assert "source code string cannot contain null bytes" in problem
 
 
 def test_a_missing_split_is_a_problem_that_lists_the_others(problems):
