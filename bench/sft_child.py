@@ -130,13 +130,21 @@ class Recorder:
 
     def result(self, started_s: float) -> dict[str, Any]:
         """Return the run's numbers; its first step is warming up and counts for itself."""
-        unit = 1 if sys.platform == "darwin" else 1024
         return {
             "tokens_per_s": sum(self.tokens[1:]) / (self.ended_s[-1] - self.ended_s[0]),
             "first_step_s": self.ended_s[0] - started_s,
-            "memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30,
+            "memory_gib": peak_memory_gib(),
             "losses": self.losses,
         }
+
+
+def peak_memory_gib() -> float:
+    """Return the most main memory that this process has held."""
+    if sys.platform == "darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
+    # On Linux getrusage's peak counts what the process was forked from.
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
 
 def documents(tokenizer: Any, model: Any, made: list[dict[str, Any]]) -> list[Any]:

@@ -151,13 +151,13 @@ def activation_bytes(config: SftConfig, card: ModelCard, *, width: int) -> float
     Return what a row's forward keeps for its backward, with numbers of `width` bytes.
 
     Counted on a Llama layer: inputs of the norms and linear layers, queries, keys, values and
-    attention's output, and four tensors of the feed-forward's width. The process takes 1.3 to 1.6
+    attention's output, and four tensors of the feed-forward's width. The process takes up to 1.4
     times the count, as measured on SmolLM2-135M: blocks of many sizes leave holes between them.
     """
     per_layer = 10 * card.hidden_size + 4 * card.intermediate_size + 7 * config.lora_rank
     longest = config.max_length or _LENGTH
     tokens = min(max(ROW_TOKENS, longest), (config.batch_size or 1) * longest)
-    return 1.6 * width * tokens * card.layers * per_layer
+    return 1.4 * width * tokens * card.layers * per_layer
 
 
 def _memory_parts(config: SftConfig, card: ModelCard) -> dict[str, float]:
