@@ -173,8 +173,7 @@ def run_flash(case: Case) -> dict[str, Any]:
     """Train by the plugin's own entry point."""
     from flash_algorithm_sft.config import SftConfig
     from flash_algorithm_sft.train import run
-
-    from flash.api import ModelCard
+    from flash_model_smollm2 import CARD
 
     recorder = Recorder()
 
@@ -204,15 +203,6 @@ def run_flash(case: Case) -> dict[str, Any]:
         max_steps=case.steps,
         eval_every=1000,
     )
-    card = ModelCard(
-        id="bench",
-        parameters=134_515_008,
-        context_tokens=8192,
-        hidden_size=576,
-        layers=30,
-        intermediate_size=1536,
-        vocabulary=49_152,
-    )
     context = argparse.Namespace(
         config=config,
         thinking=False,
@@ -220,7 +210,7 @@ def run_flash(case: Case) -> dict[str, Any]:
         environment=Rows(case.system),
         split="train",
         model=Path(case.model),
-        card=card,
+        card=CARD,
         init_adapter=None,
         workdir=Path(case.adapter) / "work",
         reporter=Reporter(),

@@ -9,28 +9,20 @@ import attrs
 import pytest
 from flash_algorithm_sft import flash_register_algorithms
 from flash_algorithm_sft.config import SftConfig
+from flash_model_smollm2 import CARD
 
-from flash.api import AlgorithmInput, ModelCard
+from flash.api import AlgorithmInput
 from flash.fields import setting_of
 
 (RECORD,) = flash_register_algorithms()
-SMOLLM2 = ModelCard(
-    id="HuggingFaceTB/SmolLM2-135M-Instruct",
-    parameters=134_515_008,
-    context_tokens=8192,
-    hidden_size=576,
-    layers=30,
-    intermediate_size=1536,
-    vocabulary=49_152,
-)
 
 
-def decide(*, card=SMOLLM2, rows=1000, thinking=False, **train):
+def decide(*, card=CARD, rows=1000, thinking=False, **train):
     given = AlgorithmInput(train=train, thinking=thinking, card=card, rows=rows)
     return RECORD.recipe(given)
 
 
-def plan(*, card=SMOLLM2, rows=1000, **train):
+def plan(*, card=CARD, rows=1000, **train):
     decided = {name: one.value for name, one in decide(card=card, rows=rows, **train).items()}
     config = SftConfig(**decided | train)
     return RECORD.plan(AlgorithmInput(train=config, thinking=False, card=card, rows=rows))
@@ -55,7 +47,7 @@ def test_alpha_is_twice_the_rank():
     ("parameters", "rate"), [(135e6, 1e-3), (1.7e9, 5e-4), (8e9, 2e-4), (70e9, 1e-4)]
 )
 def test_small_models_take_higher_learning_rates(parameters, rate):
-    card = attrs.evolve(SMOLLM2, parameters=int(parameters))
+    card = attrs.evolve(CARD, parameters=int(parameters))
 
     assert decide(card=card)["learning_rate"].value == rate
 
@@ -72,7 +64,7 @@ def test_the_batch_goes_by_the_rows_that_are_used():
 
 
 def test_rows_with_thinking_may_be_longer_but_not_longer_than_the_context():
-    short = attrs.evolve(SMOLLM2, context_tokens=512)
+    short = attrs.evolve(CARD, context_tokens=512)
 
     assert decide()["max_length"].value == 1024
     assert decide(thinking=True)["max_length"].value == 2048
