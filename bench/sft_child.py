@@ -290,19 +290,19 @@ def run_evaluation(case: Case) -> dict[str, Any]:
     """Return the adapter's loss on held-out rows, by transformers' and PEFT's own code."""
     import torch
 
-    from flash.training.hotpath import HotPath, TargetLoss
+    from flash.training.hotpath import HotPath, TargetScores
     from flash.training.loading import load_adapter
 
     model, tokenizer = new_adapter(case.model)
     load_adapter(model, Path(case.adapter))
     model.eval()
     plain = HotPath(packing=False, sharing=False, head=False, lora=False)
-    loss_of = TargetLoss(model, plain, print)
+    scores_of = TargetScores(model, plain, print)
     total = trained = 0.0
     held_out = documents(tokenizer, model, rows(HELD_OUT, SEED + 1, system=case.system))
     with torch.no_grad():
-        for row in loss_of.rows(held_out, budget=1):
-            total += float(loss_of(model, row)[0])
+        for row in scores_of.rows(held_out, budget=1):
+            total -= float(scores_of(model, row).log_probs_K.sum())
             trained += len(row.targets_K)
     return {"loss": total / trained}
 

@@ -1,8 +1,8 @@
 """
 The way of a training step through the model, with shortcuts that are proven before they are used.
 
-`TargetLoss` turns documents into the summed loss of their trained tokens: what the plain model
-computes on each document alone. Where a model does not allow a shortcut the plain way is taken
+`TargetScores` turns documents into the log-probabilities of their trained tokens: what the plain
+model computes on each document alone. Where a model does not allow a shortcut the plain way is taken
 and the reason told; a trial on the loaded model decides (`flash.training.trial`), no list of
 names.
 
@@ -19,13 +19,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from flash.training import attention, lora, trial
-from flash.training.head import linear_loss, logits_loss
+from flash.training.head import TokenScores, linear_scores, logits_scores
 from flash.training.packing import one_by_one, pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    import torch
 
     from flash.training.packing import Document, Row
 
@@ -49,12 +47,12 @@ class HotPath:
     lora: bool = True
 
 
-class TargetLoss:
+class TargetScores:
     """
-    The summed loss of trained tokens on one model.
+    The log-probabilities of trained tokens on one model.
 
     `model` is a causal language model, in PEFT or not. Its forward gets one more keyword, `row`,
-    so that the loss can be had through whatever wraps the model for several processes. `tell`
+    so that they can be had through whatever wraps the model for several processes. `tell`
     gets a sentence for each shortcut that this model does not allow.
     """
 
@@ -80,19 +78,32 @@ class TargetLoss:
             return pack(documents, budget=budget, share=self._shares)
         return one_by_one(documents)
 
-    def __call__(self, model: Any, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the row's summed loss and right guesses; `model` may be wrapped."""
-        loss, right = model(row=row.to(self._causal.device))
-        return loss, right
+    def __call__(
+        self, model: Any, row: Row, *, temperature: float = 1.0, entropy: bool = False
+    ) -> TokenScores:
+        """Return the scores of the row's targets; `model` may be wrapped."""
+        return TokenScores(
+            *model(row=row.to(self._causal.device), temperature=temperature, entropy=entropy)
+        )
 
     def _bind(self) -> None:
         @functools.wraps(self._plain)
-        def forward(*args: Any, row: Row | None = None, **kwargs: Any) -> Any:
-            return self._plain(*args, **kwargs) if row is None else self._loss(row)
+        def forward(
+            *args: Any,
+            row: Row | None = None,
+            temperature: float = 1.0,
+            entropy: bool = False,
+            **kwargs: Any,  # with a row, nothing: PEFT names every input that there could be
+        ) -> Any:
+            if row is None:
+                return self._plain(*args, **kwargs)
+            scores = self._scores(row, temperature=temperature, entropy=entropy)
+            # A tuple, because what wraps the model looks for tensors in what it returns.
+            return attrs.astuple(scores, recurse=False)
 
         self._causal.forward = forward
 
-    def _loss(self, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+    def _scores(self, row: Row, **how: Any) -> TokenScores:
         inputs: dict[str, Any] = {"input_ids": row.tokens_BN, "use_cache": False}
         if self._packs:
             inputs |= attention.row_inputs(row)
@@ -100,9 +111,10 @@ class TargetLoss:
             hidden_NW = self._causal.base_model(**inputs).last_hidden_state[0]
             out = self._causal.get_output_embeddings()
             hidden_KW = hidden_NW.index_select(0, row.sources_K)
-            return linear_loss(hidden_KW, out.weight, out.bias, row.targets_K)
+            return linear_scores(hidden_KW, out.weight, out.bias, row.targets_K, **how)
         if "logits_to_keep" in inspect.signature(self._plain).parameters:
+            # A source may occur several times, at the end of a prompt that documents share.
             logits_KV = self._plain(**inputs, logits_to_keep=row.sources_K).logits[0]
         else:
             logits_KV = self._plain(**inputs).logits[0].index_select(0, row.sources_K)
-        return logits_loss(logits_KV, row.targets_K)
+        return logits_scores(logits_KV, row.targets_K, **how)

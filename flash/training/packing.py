@@ -21,7 +21,7 @@ import attrs
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 IGNORED = -100
 """The label of a position that is not trained, as everywhere in transformers."""
@@ -83,8 +83,9 @@ class Row:
     One packed row, ready for the model.
 
     `sources_K` are the positions in the row whose hidden states predict `targets_K`; one at the
-    end of a prefix occurs once for each branch. `tokens` counts the documents' tokens as if
-    nothing were shared or left out: the useful tokens.
+    end of a prefix occurs once for each branch. They stand document by document, and `documents`
+    are those documents' places among the ones that were packed. `tokens` counts the documents'
+    tokens as if nothing were shared or left out: the useful tokens.
     """
 
     tokens_BN: torch.Tensor
@@ -92,6 +93,7 @@ class Row:
     segments: Segments
     sources_K: torch.Tensor
     targets_K: torch.Tensor
+    documents: tuple[int, ...]
     tokens: int
 
     def to(self, device: torch.device) -> Row:
@@ -115,11 +117,10 @@ def pack(documents: Iterable[Document], *, budget: int, share: bool = True) -> l
     """
     rows: list[list[_Sharing]] = []
     size = 0
-    trained = (document for document in documents if document.sources)
-    for document in sorted(trained, key=lambda document: document.tokens):
-        alone = _Sharing((document,), 0)
+    for place, document in sorted(_trained(documents), key=lambda one: one[1].tokens):
+        alone = _Sharing((document,), (place,), 0)
         last = rows[-1][-1] if rows else alone
-        grown = last.joined(document) if rows and share else None
+        grown = last.joined(alone) if rows and share else None
         if grown is not None and size - last.size + grown.size <= budget:
             rows[-1][-1] = grown
             size += grown.size - last.size
@@ -134,14 +135,19 @@ def pack(documents: Iterable[Document], *, budget: int, share: bool = True) -> l
 
 def one_by_one(documents: Iterable[Document]) -> list[Row]:
     """Return a row for each document, for models that cannot keep segments apart."""
-    return [_row([_Sharing((document,), 0)]) for document in documents if document.sources]
+    return [_row([_Sharing((document,), (place,), 0)]) for place, document in _trained(documents)]
+
+
+def _trained(documents: Iterable[Document]) -> Iterator[tuple[int, Document]]:
+    return ((place, document) for place, document in enumerate(documents) if document.sources)
 
 
 @attrs.frozen
 class _Sharing:
-    """Documents that will share their first `prefix` tokens."""
+    """Documents, with their places among all, that will share their first `prefix` tokens."""
 
     documents: tuple[Document, ...]
+    places: tuple[int, ...]
     prefix: int
 
     @property
@@ -150,13 +156,14 @@ class _Sharing:
         tokens = sum(len(document.inputs) for document in self.documents)
         return tokens - (len(self.documents) - 1) * self.prefix
 
-    def joined(self, document: Document) -> _Sharing | None:
-        """Return the group with `document`, or None where they take fewer tokens apart."""
+    def joined(self, alone: _Sharing) -> _Sharing | None:
+        """Return the group with the one document of `alone`, or None where apart is shorter."""
         # In sorted order, what a document shares with the last it shares with all that do.
+        (document,) = alone.documents
         prefix = _common(self.documents[-1].inputs, document.inputs)
         if len(self.documents) > 1:
             prefix = min(prefix, self.prefix)
-        grown = _Sharing((*self.documents, document), prefix)
+        grown = _Sharing((*self.documents, document), self.places + alone.places, prefix)
         pays = prefix >= _LEAST_SHARED and grown.size <= self.size + len(document.inputs)
         return grown if pays else None
 
@@ -194,5 +201,6 @@ def _row(groups: Sequence[_Sharing]) -> Row:
         segments=Segments(tuple(layout)),
         sources_K=torch.tensor(sources),
         targets_K=torch.tensor(targets),
+        documents=tuple(place for group in groups for place in group.places),
         tokens=sum(len(document.tokens) for group in groups for document in group.documents),
     )

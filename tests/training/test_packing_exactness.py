@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from flash.training.attention import row_inputs
-from flash.training.hotpath import HotPath, TargetLoss
+from flash.training.hotpath import HotPath, TargetScores
 from flash.training.packing import Document, pack
 
 TINY = {
@@ -146,13 +146,13 @@ def truth(model, rows):
 
 def ours(model, rows, *, path=None, budget=10_000):
     told = []
-    loss_of = TargetLoss(model, path or HotPath(), told.append)
+    scores_of = TargetScores(model, path or HotPath(), told.append)
     model.train()
     model.zero_grad()
     count = sum(len(row.sources) for row in rows)
     total = 0.0
-    for row in loss_of.rows(rows, budget=budget):
-        loss, _ = loss_of(model, row)
+    for row in scores_of.rows(rows, budget=budget):
+        loss = -scores_of(model, row).log_probs_K.sum()
         (loss / count).backward()
         total += loss.item() / count
     return total, gradients(model), told
@@ -244,7 +244,7 @@ def test_rows_are_exact_under_gradient_checkpointing():
 @pytest.mark.parametrize("changed", [0, 1, 2])
 def test_one_document_changes_no_bit_of_another(changed):
     model = tiny("gemma3_text")
-    TargetLoss(model, HotPath(), print)
+    TargetScores(model, HotPath(), print)
     one, other = (
         pack([Document(text, text) for text in texts], budget=1000)[0]
         for texts in neighbours(changed)
@@ -276,7 +276,7 @@ def test_without_segments_attention_is_transformers_own():
     padded = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
     mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
     plain = model(input_ids=padded, attention_mask=mask).logits
-    TargetLoss(model, HotPath(lora=False), print)
+    TargetScores(model, HotPath(lora=False), print)
 
     assert model.get_base_model().config._attn_implementation == "segmented"
     assert torch.equal(model(input_ids=padded, attention_mask=mask).logits, plain)

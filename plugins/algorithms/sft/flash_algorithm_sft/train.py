@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from flash.api import Problem, SpecError
 from flash.training.chat import ChatRenderer, stop_tokens
-from flash.training.hotpath import HotPath, TargetLoss
+from flash.training.hotpath import HotPath, TargetScores
 from flash.training.loading import attach_lora, load_adapter, load_base, save_adapter
 from flash.training.rows import held_out_rows, training_rows
 from flash_algorithm_sft.recipe import (
@@ -72,7 +72,7 @@ def train(context: WorkerContext, path: HotPath) -> None:
         model=model,
         tokenizer=tokenizer,
         args=_arguments(context, model, evaluates=bool(held_out)),
-        loss=TargetLoss(model, path, context.reporter.log),
+        scores=TargetScores(model, path, context.reporter.log),
         budget=ROW_TOKENS,
         rows=rows,
         held_out=held_out,

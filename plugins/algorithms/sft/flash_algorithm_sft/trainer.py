@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from trl import SFTConfig as TrlConfig
 
     from flash.api import WorkerContext
-    from flash.training.hotpath import TargetLoss
+    from flash.training.hotpath import TargetScores
 
 _RNG = "rng.pt"
 
@@ -58,7 +58,7 @@ class FlashSftTrainer(SFTTrainer):  # type: ignore[misc] # TRL ships no types
         model: Any,
         tokenizer: Any,
         args: TrlConfig,
-        loss: TargetLoss,
+        scores: TargetScores,
         budget: int,
         rows: Sequence[Sequence[Document]],
         held_out: Sequence[Sequence[Document]],
@@ -74,9 +74,9 @@ class FlashSftTrainer(SFTTrainer):  # type: ignore[misc] # TRL ships no types
         self.remove_callback(PrinterCallback)
         self.add_callback(_Control(context.config.save_at_steps, self._told_to_stop))
         self._context = context
-        self._loss = loss
+        self._scores = scores
         self._budget = budget
-        self._held_out = loss.rows(
+        self._held_out = scores.rows(
             [document for row in held_out for document in row][
                 self.args.process_index :: self.args.world_size
             ],
@@ -92,7 +92,7 @@ class FlashSftTrainer(SFTTrainer):  # type: ignore[misc] # TRL ships no types
         del num_items_in_batch  # counted here, where the rows are made
         began_s = time.monotonic()
         model.train()
-        rows = self._loss.rows(inputs["documents"], budget=self._budget)
+        rows = self._scores.rows(inputs["documents"], budget=self._budget)
         trained, tokens = self._summed(
             sum(len(row.targets_K) for row in rows), sum(row.tokens for row in rows)
         )
@@ -102,10 +102,11 @@ class FlashSftTrainer(SFTTrainer):  # type: ignore[misc] # TRL ships no types
         right = 0
         for number, row in enumerate(rows, start=1):
             with nullcontext() if number == len(rows) else self.accelerator.no_sync(model):
-                loss, row_right = self._loss(model, row)
-                self.accelerator.backward(loss * scale)
-            total += loss.detach() * scale
-            right += int(row_right)
+                scores = self._scores(model, row)
+                loss = -scores.log_probs_K.sum() * scale
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            right += int(scores.right_K.sum())
         if not math.isfinite(total.item()):
             raise FlashError(
                 f"the loss is {total.item()} at step {self.state.global_step + 1}",
@@ -162,8 +163,9 @@ class FlashSftTrainer(SFTTrainer):  # type: ignore[misc] # TRL ships no types
         sums = [0.0, 0.0, 0.0]
         with torch.no_grad():
             for row in self._held_out:
-                row_loss, row_right = self._loss(self.model, row)
-                numbers = (float(row_loss), int(row_right), len(row.targets_K))
+                scores = self._scores(self.model, row)
+                loss = -float(scores.log_probs_K.sum())
+                numbers = (loss, int(scores.right_K.sum()), len(row.targets_K))
                 sums = [one + more for one, more in zip(sums, numbers, strict=True)]
         loss, right, trained = self._summed(*sums)
         metrics = {"eval_loss": loss / trained, "eval_token_accuracy": right / trained}
