@@ -24,11 +24,6 @@ tries = st.integers(1, 8).flatmap(
         st.tuples(st.integers(0, tried), st.just(tried)), min_size=1, max_size=60
     )
 )
-tries = st.integers(1, 8).flatmap(
-    lambda tried: st.lists(
-        st.tuples(st.integers(0, tried), st.just(tried)), min_size=1, max_size=60
-    )
-)
 counts = st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
 
