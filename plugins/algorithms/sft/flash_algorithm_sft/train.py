@@ -42,11 +42,13 @@ def run(context: WorkerContext) -> None:
 
 def train(context: WorkerContext, path: HotPath) -> None:
     """Do the work of `run` along `path`; benchmarks and tests take parts of the path away."""
-    _quieten()
     config = context.config
     context.reporter.phase("model")
     # Here and not above: TRL takes seconds to import, and the phase says what they are for.
+    from flash.training.trainer import quieten
     from flash_algorithm_sft.trainer import FlashSftTrainer
+
+    quieten()
 
     base, tokenizer = load_base(context.model)
     model = attach_lora(
@@ -196,12 +198,3 @@ def _short_of_memory(context: WorkerContext, model: Any) -> bool:
     free, _ = torch.cuda.mem_get_info()
     loaded = 0 if model.device.type == "cuda" else model.get_memory_footprint()
     return loaded + activation_bytes(context.config, context.card, width=2) > 0.9 * free
-
-
-def _quieten() -> None:
-    """Keep progress bars out of the worker's log."""
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()

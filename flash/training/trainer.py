@@ -1,0 +1,152 @@
+"""
+What every trainer of a run does the same way, over transformers' `Trainer`.
+
+Checkpoints in the run's store, resume to the same bits, an early end on request, sums over
+processes. Mixed in before TRL's trainer: `class MyTrainer(RunTrainer, trl.GRPOTrainer)`.
+"""
+
+from __future__ import annotations
+
+import random
+import resource
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+
+from flash.training.loading import save_adapter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from flash.contracts import WorkerContext
+
+_RNG = "rng.pt"
+
+
+class RunTrainer:
+    """
+    A trainer that belongs to a run.
+
+    The host class calls `follow` at the end of its `__init__`. Its `save_metrics` go into the
+    manifest of the next checkpoint.
+    """
+
+    model: Any
+    args: Any
+    state: Any
+    control: Any
+    accelerator: Any
+    save_metrics: dict[str, float]
+
+    def follow(self, context: WorkerContext) -> None:
+        """Belong to the run of `context` from here on."""
+        trainer: Any = self
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_Control(context.config.save_at_steps, self.told_to_stop))
+        self.context = context
+        self.save_metrics = {}
+
+    def told_to_stop(self) -> bool:
+        """Say whether any process was told to stop: all must leave the loop together."""
+        (told,) = self.summed(self.context.stop())
+        return bool(told)
+
+    def summed(self, *numbers: float) -> list[float]:
+        """Return each number summed over all processes."""
+        if self.accelerator.num_processes == 1:
+            return list(numbers)
+        mine = torch.tensor(numbers, dtype=torch.float64, device=self.args.device)
+        summed: list[float] = self.accelerator.reduce(mine, reduction="sum").tolist()
+        return summed
+
+    def save_state(self, folder: Path) -> None:
+        """Add to the `state` folder of a checkpoint what else the algorithm resumes from."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Commit adapter and state of this step to the run's store."""
+        del model, trial
+        trainer: Any = self
+
+        def write(folder: Path) -> None:
+            state = folder / "state"
+            state.mkdir(parents=True)
+            save_adapter(self.model, folder / "adapter")
+            trainer._save_optimizer_and_scheduler(str(state))  # noqa: SLF001 - transformers' own, of this object
+            self._save_rng_state(str(state))
+            self.state.save_to_json(str(state / TRAINER_STATE_NAME))
+            self.save_state(state)
+
+        if self.args.should_save:
+            self.context.checkpoints.save(self.state.global_step, write, metrics=self.save_metrics)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Save every random generator's state as plain values, which `weights_only` can load."""
+        kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one is what libraries draw from
+        states = {
+            "python": random.getstate(),
+            "numpy": (kind, [int(key) for key in keys], *rest),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+        torch.save(states, Path(output_dir) / _RNG)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        states = torch.load(Path(checkpoint) / _RNG, weights_only=True)
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])  # noqa: NPY002 - see above
+        torch.set_rng_state(states["torch"])
+        if len(states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(states["cuda"])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Do nothing: the adapter of the checkpoint is on the model already."""
+
+    def _send_telemetry(self) -> None:
+        """Send nothing: what is trained here is nobody else's business."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Return 0: useful tokens are what is reported, and counting parameters takes time."""
+        del inputs
+        return 0
+
+
+class _Control(TrainerCallback):  # type: ignore[misc] # transformers ships no types
+    """Saves at the steps that were asked for, and ends the run early when told to."""
+
+    def __init__(self, save_at: Collection[int], told_to_stop: Callable[[], bool]) -> None:
+        self._save_at = save_at
+        self._told_to_stop = told_to_stop
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Set what the loop looks at after the step."""
+        del args, kwargs
+        stop = self._told_to_stop()
+        if stop:
+            control.should_training_stop = True
+        if stop or state.global_step in self._save_at:
+            control.should_save = True
+
+
+def quieten() -> None:
+    """Keep progress bars out of the worker's log."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def peak_memory_gib() -> float:
+    """Return the most memory that this process has held: the accelerator's where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    # Kilobytes, but bytes on macOS.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
