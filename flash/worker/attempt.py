@@ -31,6 +31,7 @@ from flash.values import ModelCard, RunInfo
 from flash.worker.checkpoints import CheckpointStore
 from flash.worker.loading import load_environment, open_model
 from flash.worker.reporter import EventReporter
+from flash.worker.rollouts import RolloutStore
 from flash.worker.sinks import SinkFanout
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Context:
     workdir: Path
     reporter: EventReporter
     checkpoints: CheckpointStore
+    rollouts: RolloutStore
     stop: Callable[[], bool]
 
 
@@ -78,14 +80,11 @@ def run_attempt(store: Path, number: int, secrets: Mapping[str, str], home: Flas
     fanout = SinkFanout()
     folder = store / "attempts" / str(number)
     environment = folder / "environment"
+    mask = _mask(Redactor(secrets.values()), environment, store / "environment")
     reporter: EventReporter | None = None
     code = EXIT_CRASH
     try:
-        reporter = EventReporter(
-            folder / "events.jsonl",
-            mask=_mask(Redactor(secrets.values()), environment, store / "environment"),
-            listen=fanout.emit,
-        )
+        reporter = EventReporter(folder / "events.jsonl", mask=mask, listen=fanout.emit)
         job = Job.from_dict(json.loads((store / "job.json").read_bytes()))
         host = PluginHost.default(home)
         attempt = Attempt(
@@ -98,6 +97,7 @@ def run_attempt(store: Path, number: int, secrets: Mapping[str, str], home: Flas
             environment=environment,
             secrets=secrets,
             reporter=reporter,
+            rollouts=RolloutStore(store, reporter, mask=mask),
             stop=stop.is_set,
         )
         attempt.warn_of_other_versions()
@@ -147,6 +147,7 @@ class Attempt:
     environment: Path
     secrets: Mapping[str, str]
     reporter: EventReporter
+    rollouts: RolloutStore
     stop: Callable[[], bool]
 
     def train(self) -> bool:
@@ -226,6 +227,7 @@ class Attempt:
                 workdir=Path(workdir),
                 reporter=self.reporter,
                 checkpoints=checkpoints,
+                rollouts=self.rollouts,
                 stop=self.stop,
             )
             _entry(self.job.algorithm)(context)

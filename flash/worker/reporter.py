@@ -54,7 +54,8 @@ class EventReporter:
 
     def emit(self, type_: EventType, **data: Any) -> None:
         """Append one event."""
-        event = Event(type_, self._clock(), _plain(data, self._mask))
+        values = {name: plain(value, self._mask) for name, value in data.items()}
+        event = Event(type_, self._clock(), values)
         self._append(event)
         self._listen(event)
 
@@ -112,12 +113,12 @@ def read_event(line: str) -> Event | None:
         return None
 
 
-def _plain(value: Any, mask: Callable[[str], str]) -> Any:
+def plain(value: Any, mask: Callable[[str], str]) -> Any:
     """Return `value` as JSON can hold it: strings masked, numbers finite or None."""
     if isinstance(value, dict):
-        return {str(key): _plain(item, mask) for key, item in value.items()}
+        return {mask(str(key)): plain(item, mask) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item, mask) for item in value]
+        return [plain(item, mask) for item in value]
     if value is None or isinstance(value, bool | int):
         return value
     if hasattr(value, "__float__"):

@@ -17,6 +17,7 @@ from flash.plan import make_plan
 from flash.plane.ids import new_run_id
 from flash.plugins import PluginHost
 from flash.spec.resolve import resolve
+from flash.worker.rollouts import read_rollouts
 
 ENVIRONMENT = """
 import atexit, os, threading
@@ -131,7 +132,17 @@ def worker(tmp_path, monkeypatch):
     return Worker(tmp_path)
 
 
-def test_a_run_ends_whatever_user_code_leaves_behind_and_its_log_stays_masked(worker):
+SAMPLE = """
+import os
+from flash.api import Rollout
+said = "my key is " + os.environ["SERVICE_KEY"]
+context.rollouts.save(
+    3, [Rollout(step=3, task="a", sample=0, messages=(), opening=0, completion=said, score=1.0)]
+)
+"""
+
+
+def test_a_run_ends_whatever_user_code_leaves_behind_and_what_it_keeps_is_masked(worker):
     worker.submit(
         """
         threading.Thread(target=threading.Event().wait).start()
@@ -142,12 +153,16 @@ def test_a_run_ends_whatever_user_code_leaves_behind_and_its_log_stays_masked(wo
         more="[sink.few-lines]\n",
     )
 
-    done = worker.attempt(f"context.reporter.metrics(3, 100, loss=1.0)\n{FINISH}")
+    done = worker.attempt(f"context.reporter.metrics(3, 100, loss=1.0)\n{SAMPLE}\n{FINISH}")
 
     assert done.returncode == 0, done.stderr
     assert done.stderr == "import says ***\n"
     [ended] = worker.events("done")
     assert ended["steps"] == 3
+    [kept] = read_rollouts(worker.store, 3).rollouts
+    assert kept.completion == "my key is ***"
+    [sampled] = worker.events("rollouts")
+    assert (sampled["step"], sampled["episodes"], sampled["kept"]) == (3, 1, 1)
     [warning] = worker.events("warning")
     assert "the sink few-lines is left out: " in warning["message"]
     assert "its library is not here" in warning["message"]
