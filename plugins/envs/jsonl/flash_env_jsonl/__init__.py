@@ -1,0 +1,40 @@
+"""A folder of JSONL rows as an environment: no Python to write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flash.api import EnvironmentPlugin, hookimpl
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flash.api import EnvironmentLoader, PluginContext
+
+
+def _detect(folder: Path) -> bool:
+    from flash_env_jsonl.rows import find_splits
+
+    # Code beside the rows is another format's; a reward adapter's file is not.
+    if any((folder / name).exists() for name in ("environment.py", "verifiers.toml")):
+        return False
+    return bool(find_splits(folder))
+
+
+def _make(ctx: PluginContext) -> EnvironmentLoader:  # noqa: ARG001 - rows need nothing of it
+    from flash_env_jsonl.loader import JsonlLoader
+
+    return JsonlLoader()
+
+
+@hookimpl
+def flash_register_environments() -> list[EnvironmentPlugin]:
+    """Return the one format of this plugin."""
+    return [
+        EnvironmentPlugin(
+            name="jsonl",
+            summary="A folder with dataset/<split>.jsonl and no code; the reward is a table.",
+            detect=_detect,
+            make=_make,
+        )
+    ]
