@@ -24,6 +24,7 @@ def plugin_context(
     secrets: Mapping[str, str] | Callable[[str], str | None],
     *,
     declared: Collection[str] | None = None,
+    environment: Path | None = None,
 ) -> PluginContext:
     """
     Return the context of one plugin.
@@ -34,10 +35,11 @@ def plugin_context(
         secrets: the values it may have, or a look-up of them by name.
         declared: the names that the plugin's record declares; asking for another is the plugin's
             fault. Without it, the keys of `secrets` are all there is.
+        environment: the folder of the environment that a reward adapter is made for.
 
     """
     find = secrets.get if isinstance(secrets, Mapping) else secrets
-    return _Context(home, plugin, find, declared)
+    return _Context(home, plugin, find, declared, environment)
 
 
 class _Context:
@@ -47,7 +49,9 @@ class _Context:
         plugin: str,
         find: Callable[[str], str | None],
         declared: Collection[str] | None,
+        environment: Path | None,
     ) -> None:
+        self.environment = environment
         self.clock: Callable[[], float] = time.time
         self._home = home
         self._plugin = plugin

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         Offer,
         Problem,
         Reward,
+        Rollout,
         RunInfo,
         Step,
         Task,
@@ -37,10 +38,12 @@ class PluginContext(Protocol):
 
     `http` is one requests session with timeouts, retries for reads and redaction, made on first
     use; `log` a structlog logger bound to the plugin's name; `workdir` a folder of the plugin's
-    own that persists; `clock` returns seconds since the epoch.
+    own that persists; `clock` returns seconds since the epoch. `environment` is the folder of the
+    environment that a reward adapter is made for, None for every other plugin.
     """
 
     clock: Callable[[], float]
+    environment: Path | None
 
     @property
     def workdir(self) -> Path: ...  # noqa: D102 - described in the class
@@ -201,10 +204,20 @@ class ModelSource(Protocol):
 
 @runtime_checkable
 class RewardAdapter(Protocol):
-    """Scores episodes, alone or beside the environment's own score."""
+    """
+    Scores episodes, alone or beside the environment's own score.
+
+    Called from several threads at once, each with a group of its own; an adapter that can only do
+    so much at a time bounds itself. Whatever it raises is a failed scoring of the whole group.
+    """
 
     def score(self, task: Task, episodes: Sequence[Episode]) -> list[Reward | None]:
-        """Return one `Reward` an episode; None drops the sample from the group's statistics."""
+        """
+        Return one `Reward` an episode, in order; `task.gold` is the text of the right answer.
+
+        None, like a `Reward` without a score, is a failed scoring: no zero, but data with a reason
+        that is in no group's statistics.
+        """
         ...
 
 
@@ -304,6 +317,18 @@ class Checkpoints(Protocol):
         ...
 
 
+class Rollouts(Protocol):
+    """The sampled episodes of a run, kept for people to read."""
+
+    def save(self, step: int, rollouts: Sequence[Rollout]) -> None:
+        """
+        Keep the episodes that were sampled for `step`, in place of any kept for it before.
+
+        The store is bounded: see `flash.worker.rollouts` for what is left out. Secrets are masked.
+        """
+        ...
+
+
 class WorkerContext(Protocol):
     """
     What an algorithm's worker entry is called with: `run(context)`.
@@ -312,12 +337,13 @@ class WorkerContext(Protocol):
         config: the structured `[train]` table, every recipe value decided.
         thinking: the spec's `thinking`.
         seed: the spec's `seed`.
-        environment: loaded and checked.
+        environment: loaded and checked; its `score` counts the spec's reward adapters in.
         split: the split to train on.
         model: folder that transformers loads.
         card: the model's facts.
         init_adapter: folder of a PEFT adapter to start from, or None.
         workdir: scratch space that is removed after the attempt.
+        rollouts: where sampled episodes go.
         stop: returns True once the run should save a checkpoint and return.
 
     """
@@ -333,4 +359,5 @@ class WorkerContext(Protocol):
     workdir: Path
     reporter: Reporter
     checkpoints: Checkpoints
+    rollouts: Rollouts
     stop: Callable[[], bool]

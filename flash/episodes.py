@@ -16,7 +16,7 @@ from flash.errors import EnvironmentFault
 from flash.values import Episode, Reward
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flash.contracts import Environment
     from flash.values import Message, Task
@@ -26,10 +26,20 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 @attrs.frozen
 class Question:
-    """What the model is asked at one turn: the conversation and the tools it may name."""
+    """
+    What the model is asked at one turn: the conversation and the tools it may name.
+
+    `stream` names the episode and the turn: what a model draws at random should depend on it and
+    on nothing beside. From the second turn on, `said` is the model's own answer before, and
+    `since` the messages that the environment added to it: a model of this process goes on from the
+    tokens that it sampled and does not read them anew from the text.
+    """
 
     messages: tuple[Message, ...]
     tools: list[dict[str, Any]] | None = None
+    stream: str = "0/0"
+    said: Answer | None = None
+    since: tuple[Message, ...] = ()
 
 
 @attrs.frozen
@@ -38,29 +48,39 @@ class Answer:
     What the model said at one turn.
 
     `text` is as the model wrote it, with the opening of a thinking trace that its prompt ended in.
-    `error` says why there is no answer, for a conversation that the model cannot take.
+    `truncated`: it ran out of tokens before it ended its turn. `full`: there was no room left in
+    its context for this turn, and the episode ends with the turn before. `error` says why there is
+    no answer, for a conversation that the model cannot take. `turn` is what a model of this process
+    keeps of it, see `flash.training.chat_model.Turn`.
     """
 
     text: str
     truncated: bool = False
+    full: bool = False
     error: str | None = None
+    turn: Any = None
 
 
 class Model(Protocol):
-    """Answers a batch of questions, in order."""
+    """Answers a batch of questions."""
 
-    def __call__(self, questions: Sequence[Question], /) -> Sequence[Answer]:
-        """Return one answer a question."""
+    def __call__(self, questions: Sequence[Question], /) -> Iterable[tuple[int, Answer]]:
+        """Yield each question's place in `questions` with its answer, as they are ready."""
         ...
 
 
 @attrs.frozen
 class Played:
-    """A task and how it went: an episode, or the reason why there is none."""
+    """
+    A task and how it went: an episode, or the reason why there is none.
+
+    `answers` are the model's turns, in order.
+    """
 
     task: Task
     episode: Episode | None
     error: str | None = None
+    answers: tuple[Answer, ...] = ()
 
 
 def split_thinking(text: str) -> tuple[str, str]:
@@ -76,13 +96,30 @@ def split_thinking(text: str) -> tuple[str, str]:
     return trace.strip(), answer.strip()
 
 
-def play(environment: Environment, tasks: Sequence[Task], model: Model) -> list[Played]:
-    """Return how each task went, in order; only what is not the tasks' fault is raised."""
-    games = [_Game(environment, task) for task in tasks]
-    while waiting := [game for game in games if not game.over]:
-        answers = model([game.question() for game in waiting])
-        for game, answer in zip(waiting, answers, strict=True):
-            game.take(answer)
+def play(
+    environment: Environment,
+    tasks: Sequence[Task],
+    model: Model,
+    *,
+    seed: int = 0,
+    over: Callable[[int, Played], None] = lambda _place, _played: None,
+) -> list[Played]:
+    """
+    Return how each task went, in order; only what is not the tasks' fault is raised.
+
+    A task may stand several times and is then played several times. `seed` is part of every random
+    stream. `over` is told the place of each episode as soon as it ends.
+    """
+    games = [_Game(environment, task, f"{seed}/{place}") for place, task in enumerate(tasks)]
+    for place, game in enumerate(games):
+        if game.over:
+            over(place, game.result())
+    while waiting := [place for place, game in enumerate(games) if not game.over]:
+        for index, answer in model([games[place].question() for place in waiting]):
+            place = waiting[index]
+            games[place].take(answer)
+            if games[place].over:
+                over(place, games[place].result())
     return [game.result() for game in games]
 
 
@@ -108,13 +145,17 @@ def score(environment: Environment, played: Sequence[Played]) -> list[Reward]:
 class _Game:
     """One episode under way."""
 
-    def __init__(self, environment: Environment, task: Task) -> None:
+    def __init__(self, environment: Environment, task: Task, stream: str) -> None:
         self._environment = environment
         self._task = task
+        self._stream = stream
         self._messages: list[Message] = []
+        self._since: tuple[Message, ...] = ()
+        self._answers: list[Answer] = []
         self._tools: list[dict[str, Any]] | None = None
         self._turns_left = 0
         self._truncated = False
+        self._metadata: Mapping[str, Any] = {}
         self._episode: Episode | None = None
         self._error: str | None = None
         try:
@@ -129,17 +170,28 @@ class _Game:
         return self._episode is not None or self._error is not None
 
     def question(self) -> Question:
-        return Question(tuple(self._messages), self._tools)
+        return Question(
+            tuple(self._messages),
+            self._tools,
+            stream=f"{self._stream}/{len(self._answers)}",
+            said=self._answers[-1] if self._answers else None,
+            since=self._since,
+        )
 
     def result(self) -> Played:
-        return Played(self._task, self._episode, self._error)
+        return Played(self._task, self._episode, self._error, tuple(self._answers))
 
     def take(self, answer: Answer) -> None:
         """Go one turn on; the thinking trace stays out of what the environment sees."""
         if answer.error is not None:
             self._error = answer.error
             return
-        thinking, completion = split_thinking(answer.text)
+        if answer.full and self._answers:
+            self._truncated = True
+            self._end(self._answers[-1], None)
+            return
+        self._answers.append(answer)
+        _, completion = split_thinking(answer.text)
         self._messages.append({"role": "assistant", "content": completion})
         self._turns_left -= 1
         self._truncated = self._truncated or answer.truncated
@@ -149,12 +201,18 @@ class _Game:
             self._error = fault.message
             return
         self._messages.extend(step.messages)
+        self._since = step.messages
+        self._metadata = step.metadata
         if step.done or not self._turns_left:
-            self._episode = Episode(
-                messages=tuple(self._messages),
-                completion=completion if step.final_text is None else step.final_text,
-                thinking=thinking,
-                raw=answer.text,
-                truncated=self._truncated,
-                metadata=step.metadata,
-            )
+            self._end(answer, step.final_text)
+
+    def _end(self, last: Answer, final_text: str | None) -> None:
+        thinking, completion = split_thinking(last.text)
+        self._episode = Episode(
+            messages=tuple(self._messages),
+            completion=completion if final_text is None else final_text,
+            thinking=thinking,
+            raw=last.text,
+            truncated=self._truncated,
+            metadata=self._metadata,
+        )

@@ -64,7 +64,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the scores of the rows, as `summary` describes them; `report` gets sentences."""
     from flash.training.chat_model import ChatModel, load_model
-    from flash.training.generate import Sampling
+    from flash.training.sampler import Sampling
 
     started = time.monotonic()
     split = asked.split or held_out_split(environment, asked.trained_on)
@@ -74,10 +74,9 @@ def evaluate(
     sampling = Sampling(
         max_tokens=asked.max_tokens or _max_tokens(asked, environment, tasks, tokenizer),
         temperature=asked.temperature,
-        seed=asked.seed,
     )
-    chat = ChatModel(model, tokenizer, sampling, thinking=asked.thinking, progress=report)
-    played = play(environment, tasks, chat)
+    chat = ChatModel.here(model, tokenizer, sampling, thinking=asked.thinking, progress=report)
+    played = play(environment, tasks, chat, seed=asked.seed)
     report(f"scoring {len(played)} episodes")
     rewards = score(environment, played)
     return summary(played, rewards) | {

@@ -209,13 +209,15 @@ class Task:
     One row of an environment's dataset.
 
     `input` is the row's text as people read it; `data` is the environment's own object, opaque to
-    the core, and `metadata` what the row carries beside it.
+    the core, and `metadata` what the row carries beside it. `gold` is the text of the row's right
+    answer, for reward adapters; None where the row has none, and wherever else a task is met.
     """
 
     id: str
     input: str
     data: Any = None
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
+    gold: str | None = None
 
 
 @attrs.frozen
@@ -267,14 +269,54 @@ class Reward:
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
 
 
+@attrs.frozen(kw_only=True)
+class Rollout:
+    """
+    One sampled episode of training, as it is kept in the run's store.
+
+    Attributes:
+        step: the optimizer step it was sampled for, from 1.
+        task: the task's id.
+        sample: which of the task's group it is, from 0.
+        messages: the whole conversation; the first `opening` of them are the environment's.
+        completion: the text that was graded; `thinking` the trace before it.
+        raw: the last answer as the model wrote it.
+        score: None exactly when there is none; then `error` says why.
+        metrics: the environment's and the reward adapters' named parts.
+        advantage: what the loss weighted it with; None where it is in no loss.
+        prompt_tokens: of the opening. `completion_tokens`: sampled, of all turns.
+        turns: the model's.
+
+    """
+
+    step: int
+    task: str
+    sample: int
+    messages: tuple[Message, ...]
+    opening: int
+    completion: str | None
+    thinking: str = ""
+    raw: str = ""
+    score: float | None
+    success: bool = False
+    metrics: Mapping[str, float] = attrs.field(factory=dict)
+    reason: str | None = None
+    error: str | None = None
+    advantage: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    turns: int = 0
+    truncated: bool = False
+
+
 @attrs.frozen
 class Event:
     """
     One typed line that a worker reports; `time_s` is seconds since the epoch.
 
     `data` by type: phase `{name}`; metric `{step, total, <name>: number…}`; evaluation
-    `{step, <name>: number…}`; checkpoint `{step, final}`; heartbeat `{}`; log and warning
-    `{message}`; error `{kind, message, hint}`; done `{steps}`.
+    `{step, <name>: number…}`; rollouts `{step, episodes}`; checkpoint `{step, final}`; heartbeat
+    `{}`; log and warning `{message}`; error `{kind, message, hint}`; done `{steps}`.
     """
 
     type: EventType

@@ -58,7 +58,7 @@ class Script:
         for question in questions:
             said = self.lines[question.messages[0]["content"].removeprefix("from ")].pop(0)
             answers.append(said if isinstance(said, Answer) else Answer(said))
-        return answers
+        return list(enumerate(answers))
 
 
 def test_episodes_take_their_turns_together_until_each_is_over():

@@ -144,11 +144,12 @@ def test_the_budget_of_a_turn_follows_the_longest_gold_answer(tiny_model):
 
 def test_a_conversation_that_does_not_fit_the_model_is_counted_apart(tiny_model):
     environment = Environment("train", "eval", rows=1)
+    environment.tasks = lambda _split: [Task("long", "x" * 600)]
 
-    result, _ = run(tiny_model, environment, max_tokens=512)
+    result, _ = run(tiny_model, environment, max_tokens=4)
 
     assert (result["n"], result["errors"]) == (0, 1)
-    assert "does not fit the model's context of 512" in result["rows"][0]["error"]
+    assert "does not fit the context of 512" in result["rows"][0]["error"]
 
 
 def test_sampled_answers_follow_the_seed(tiny_model):

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import contextmanager
-from itertools import groupby, pairwise
+from itertools import count, groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -89,6 +89,31 @@ class ChatRenderer:
         """
         with _template_errors("the conversation"):
             return self._text(_plain("the conversation", messages), tools, ask=True)
+
+    def glue(
+        self, messages: Sequence[Message], since: int, tools: Sequence[Any] | None = None
+    ) -> tuple[str, str]:
+        """
+        Return what the template writes after an answer: where it is the last, and up to the next.
+
+        The answer is the message before the last `since`, which came after it. Raises
+        `TrainingDataError` where the template does not show an answer as it was given.
+        """
+        name = "the conversation after an answer"
+        with _template_errors(name):
+            plain = _plain(name, messages)
+            answer = len(plain) - since - 1
+            mark = _unused(plain)
+            said = [*plain[:answer], {"role": "assistant", "content": mark}]
+            asked = self._text([*said, *plain[answer + 1 :]], tools, ask=True)
+            alone = self._text(said, tools)
+        if asked.count(mark) != 1 or alone.count(mark) != 1:
+            raise TrainingDataError(
+                f"{name}: the chat template does not show the answer as it was given, so a next "
+                "turn cannot go on from it",
+                hint="use single-turn tasks (max_turns = 1) with this model",
+            )
+        return alone.partition(mark)[2], asked.partition(mark)[2]
 
     def render(self, conversation: Conversation) -> list[Rendered]:
         """
@@ -207,6 +232,12 @@ def _template_errors(name: str) -> Iterator[None]:
             f"{name}: the chat template cannot render it: {error}",
             hint="look at its roles and contents with `flash env preview`",
         ) from error
+
+
+def _unused(messages: Sequence[Message]) -> str:
+    """Return a word that stands in none of the messages."""
+    text = str(messages)
+    return next(word for number in count() if (word := f"answer{number}here") not in text)
 
 
 def _answers(message: Message) -> bool:

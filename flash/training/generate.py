@@ -1,5 +1,5 @@
 """
-Sampling from a model in this process: batched decoding with a key-value cache.
+The built-in sampler: a model of this process, decoded in batches with a key-value cache.
 
 What it does beyond `model.generate`: the tokens that all prompts of a batch begin with are computed
 once, equal prompts are computed once, the cache is written in place, rows that have ended leave
@@ -14,19 +14,22 @@ Beyond the letters of the package's legend:
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import random
 from typing import TYPE_CHECKING, Any
 
-import attrs
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from flash.training.cache import RoomyCache, empty_cache
 from flash.training.chat import stop_tokens
+from flash.training.drawing import draw
+from flash.training.merging import evaluating, merged
+from flash.training.sampler import Completion
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+
+    from flash.training.sampler import Prompt, Sampling
 
 CACHE_TOKENS = 16_384
 """Most tokens that the caches of one batch hold together; this bounds the rows of a batch."""
@@ -35,153 +38,140 @@ LEAVING_SHARE = 8
 """Ended rows leave once they are one in this many: leaving copies the cache of those who stay."""
 
 
-@attrs.frozen
-class Sampling:
-    """How to draw: greedy at temperature 0; `top_p` keeps the likeliest tokens with that mass."""
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
-@attrs.frozen
-class Completion:
-    """One answer: its tokens with the stop token, its text without, and whether it was cut off."""
-
-    tokens: tuple[int, ...]
-    text: str
-    truncated: bool
-
-
-def generate(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
-    *,
-    progress: Callable[[int], None] = lambda _: None,
-) -> list[Completion]:
+class OwnSampler:
     """
-    Return one completion a prompt, in order.
+    Draws from a model of this process; the `Sampler` that is always there.
 
-    `prompts` are token ids, none empty; a prompt may stand several times and is then drawn from
-    several times. `model` is a transformers causal language model, or a PEFT model around one,
-    whose active adapter is merged for the time of the call. `progress` is told after each batch
-    how many answers are complete.
+    `model` is a transformers causal language model, or a PEFT model around one. While `sample` is
+    being read, its active adapter is merged and its weights must not be used otherwise; afterwards
+    they are the very tensors they were.
     """
-    stops = stop_tokens(tokenizer, model.generation_config)
-    answers: dict[int, list[int]] = {}
-    with torch.inference_mode(), _evaluating(model), merged(model) as base:
-        here = _can_decode(base)
-        decode = _decode if here else _decode_elsewhere
-        for rows in _batches(prompts, sampling.max_tokens, equal_lengths=not here):
-            # A row's stream depends on the seed and the row alone.
-            streams = [random.Random(f"{sampling.seed}/{row}") for row in rows]  # noqa: S311 - draws, no secrets
-            batch = [tuple(prompts[row]) for row in rows]
-            answers.update(zip(rows, decode(base, batch, sampling, stops, streams), strict=True))
-            progress(len(answers))
-    return [_completion(answers[row], stops, tokenizer) for row in range(len(prompts))]
+
+    on_policy = True
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+
+    @torch.inference_mode()
+    def sample(
+        self, prompts: Sequence[Prompt], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield each prompt's place and completion as they end; prompts are not empty."""
+        if not prompts:
+            return
+        endings = _Endings(self._model, self._tokenizer, sampling.stop_sequences)
+        rows = [_Row(place, prompt, endings) for place, prompt in enumerate(prompts)]
+        with evaluating(self._model), merged(self._model) as base:
+            here = _can_decode(base)
+            decode = _decode if here else _decode_elsewhere
+            for batch in _batches(rows, equal_lengths=not here):
+                for row in decode(base, batch, sampling):
+                    yield row.place, row.completion()
+
+    def update(self, model: Any) -> None:
+        """Do nothing: the weights are the trainer's own."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is held between calls."""
 
 
-@contextlib.contextmanager
-def merged(model: Any) -> Iterator[Any]:
-    """
-    Yield the model without PEFT's own passes: its active adapter is added into the base weights.
+class _Endings:
+    """What ends an answer: stop tokens, and stop sequences in its text."""
 
-    After the block the base weights are the very tensors they were before. Subtracting the
-    adapter again would leave rounding errors that grow with every use.
-    """
-    if not hasattr(model, "merge_adapter"):
-        yield model
-        return
-    before = {name: parameter.data for name, parameter in model.named_parameters()}
-    try:
-        model.merge_adapter(safe_merge=True)  # safe: into a copy, and NaN is refused
-        yield model.get_base_model()
-    finally:
-        model.unmerge_adapter()
-        for name, parameter in model.named_parameters():
-            parameter.data = before[name]
+    def __init__(self, model: Any, tokenizer: Any, sequences: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.sequences = [one for one in sequences if one]
+        # A special token is never part of a text: as a stop sequence it is one more stop token.
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        named = {special[one] for one in self.sequences if one in special}
+        self.stops = stop_tokens(tokenizer, model.generation_config) | named
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._reach = max((len(one.encode()) for one in self.sequences), default=0) + 8
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Return the tokens' text, up to a stop sequence."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text[
+            : min([len(text), *(at for one in self.sequences if (at := text.find(one)) >= 0)])
+        ]
+
+    def completes_a_sequence(self, tokens: Sequence[int]) -> bool:
+        """Say whether the last of `tokens` completed a stop sequence."""
+        if not self.sequences:
+            return False
+        # A token that is not special has at least one byte, so the end of the text is enough.
+        tail = [token for token in tokens if token not in self._special][-self._reach :]
+        text = self.tokenizer.decode(tail)
+        return any(one in text for one in self.sequences)
 
 
-@contextlib.contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
+class _Row:
+    """One answer in the making."""
+
+    def __init__(self, place: int, prompt: Prompt, endings: _Endings) -> None:
+        self.place = place
+        self.prompt = tuple(prompt.tokens)
+        self.max_tokens = prompt.max_tokens
+        self.stream = random.Random(prompt.stream)  # noqa: S311 - draws, no secrets
+        self.ended = False
+        self._endings = endings
+        self._tokens: list[int] = []
+        self._log_probs: list[float] = []
+        self._truncated = False
+
+    def take(self, token: int, log_prob: float) -> bool:
+        """Append a token; return whether the answer ends with it."""
+        self._tokens.append(token)
+        self._log_probs.append(log_prob)
+        complete = token in self._endings.stops or self._endings.completes_a_sequence(self._tokens)
+        self.ended = complete or len(self._tokens) >= self.max_tokens
+        self._truncated = self.ended and not complete
+        return self.ended
+
+    def completion(self) -> Completion:
+        stopped = self._tokens[-1] in self._endings.stops
+        return Completion(
+            tuple(self._tokens),
+            self._endings.text(self._tokens[:-1] if stopped else self._tokens),
+            self._truncated,
+            tuple(self._log_probs),
+        )
 
 
-def _batches(
-    prompts: Sequence[Sequence[int]], max_tokens: int, *, equal_lengths: bool
-) -> Iterator[list[int]]:
+def _batches(rows: Sequence[_Row], *, equal_lengths: bool) -> Iterator[list[_Row]]:
     """Yield the rows in batches that fit `CACHE_TOKENS`, long ones first, equal ones together."""
-    batch: list[int] = []
-    for row in sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), *prompts[row])):
+    batch: list[_Row] = []
+    longest = 0
+    for row in sorted(rows, key=lambda row: (-len(row.prompt), row.prompt)):
+        longest = max(longest, row.max_tokens)
         if batch:
-            width = len(prompts[batch[0]])
-            full = (width + max_tokens) * (len(batch) + 1) > CACHE_TOKENS
-            if full or (equal_lengths and len(prompts[row]) != width):
+            width = len(batch[0].prompt)
+            full = (width + longest) * (len(batch) + 1) > CACHE_TOKENS
+            if full or (equal_lengths and len(row.prompt) != width):
                 yield batch
-                batch = []
+                batch, longest = [], row.max_tokens
         batch.append(row)
     if batch:
         yield batch
 
 
-def _completion(tokens: list[int], stops: Collection[int], tokenizer: Any) -> Completion:
-    truncated = tokens[-1] not in stops
-    said = tokens if truncated else tokens[:-1]
-    return Completion(tuple(tokens), tokenizer.decode(said, skip_special_tokens=True), truncated)
-
-
-def _decode(
-    model: Any,
-    prompts: Sequence[tuple[int, ...]],
-    sampling: Sampling,
-    stops: Collection[int],
-    streams: Sequence[random.Random],
-) -> list[list[int]]:
-    """Return the tokens drawn for each prompt, the stop token included where one was drawn."""
-    answers: list[list[int]] = [[] for _ in prompts]
-    ended: set[int] = set()
-    rows = list(range(len(prompts)))
-    batch = _Batch(model, prompts, sampling.max_tokens)
-    for left in reversed(range(sampling.max_tokens)):
-        tokens_B = _draw(batch.logits_BV, sampling, [streams[row] for row in rows])
-        for row, token in zip(rows, tokens_B.tolist(), strict=True):
-            if row not in ended:
-                answers[row].append(token)
-                if token in stops:
-                    ended.add(row)
-        staying = [index for index, row in enumerate(rows) if row not in ended]
-        if not staying or not left:
-            break
+def _decode(model: Any, rows: list[_Row], sampling: Sampling) -> Iterator[_Row]:
+    """Yield the rows as they end."""
+    batch = _Batch(model, [row.prompt for row in rows], max(row.max_tokens for row in rows))
+    while True:
+        tokens_B, log_probs_B = draw(batch.logits_BV, sampling, [row.stream for row in rows])
+        for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
+            if not row.ended and row.take(token, log_prob):
+                yield row
+        staying = [index for index, row in enumerate(rows) if not row.ended]
+        if not staying:
+            return
         if (len(rows) - len(staying)) * LEAVING_SHARE >= len(rows):
             batch.select(staying)
             rows = [rows[index] for index in staying]
             tokens_B = tokens_B[staying]
         batch.advance(tokens_B)
-    return answers
-
-
-def _draw(
-    logits_BV: torch.Tensor, sampling: Sampling, streams: Sequence[random.Random]
-) -> torch.Tensor:
-    """Return one token a row, by inverting the distribution at the row's next random number."""
-    if sampling.temperature == 0:
-        return logits_BV.argmax(-1)
-    mass_BV, tokens_BV = (logits_BV.double() / sampling.temperature).softmax(-1), None
-    if sampling.top_p < 1:
-        mass_BV, tokens_BV = mass_BV.sort(-1, descending=True)
-        mass_BV = mass_BV.masked_fill(mass_BV.cumsum(-1) - mass_BV >= sampling.top_p, 0.0)
-    total_BV = mass_BV.cumsum(-1)
-    uniform_B = torch.tensor([stream.random() for stream in streams]).to(total_BV)
-    chosen_B1 = torch.searchsorted(total_BV, (uniform_B * total_BV[:, -1])[:, None], right=True)
-    return (chosen_B1 if tokens_BV is None else tokens_BV.gather(-1, chosen_B1))[:, 0]
 
 
 class _Batch:
@@ -191,9 +181,9 @@ class _Batch:
         self._model = model
         distinct = list(dict.fromkeys(prompts))
         width = max(map(len, distinct))
-        self._cache = _cache(model, width + max_tokens)
+        self._cache = empty_cache(model, width + max_tokens)
         shared = 0
-        if isinstance(self._cache, _RoomyCache) and len(distinct) > 1:
+        if isinstance(self._cache, RoomyCache) and len(distinct) > 1:
             shared = _common_prefix(distinct)
         if shared:
             self._mask_BT = torch.ones(1, shared, dtype=torch.long, device=model.device)
@@ -245,92 +235,37 @@ def _common_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
     return next((place for place in range(most) if first[place] != last[place]), most)
 
 
-def _cache(model: Any, room: int) -> Cache:
-    """Return an empty cache for `model`: one with room made ahead where all attention is plain."""
-    usual = DynamicCache(config=model.config)
-    if usual.layers and all(type(layer) is DynamicLayer for layer in usual.layers):
-        return _RoomyCache(layers=[_RoomyLayer(room) for _ in usual.layers])
-    return usual
-
-
-class _RoomyCache(Cache):  # type: ignore[misc] # transformers ships no types
-    """
-    A cache of plain attention layers, written in place.
-
-    Such a cache may hold padding anywhere: only mask and position ids decide what a token sees.
-    A sliding window or a recurrent state goes by columns and needs the padding on the left.
-    """
-
-
-class _RoomyLayer(DynamicLayer):  # type: ignore[misc] # same
-    """Keys and values in buffers of full length; `DynamicLayer` copies all it holds every token."""
-
-    def __init__(self, room: int) -> None:
-        super().__init__()
-        self._room = room
-        self._length = 0
-        self._buffers: list[torch.Tensor] = []
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the new keys and values behind the old; return all of them as views."""
-        if not self._buffers:
-            self.lazy_initialization(key_states, value_states)
-            self._buffers = [
-                states.new_empty(*states.shape[:-2], self._room, states.shape[-1])
-                for states in (key_states, value_states)
-            ]
-        start, self._length = self._length, self._length + key_states.shape[-2]
-        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[..., start : self._length, :] = states
-        self._show()
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Keep these rows, in this order."""
-        self._buffers = [buffer.index_select(0, beam_idx) for buffer in self._buffers]
-        self._show()
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row."""
-        self._buffers = [buffer.repeat_interleave(repeats, dim=0) for buffer in self._buffers]
-        self._show()
-
-    def _show(self) -> None:
-        self.keys, self.values = (buffer[..., : self._length, :] for buffer in self._buffers)
-
-
 def _can_decode(model: Any) -> bool:
     """Say whether `model` takes a cache and positions as every attention model of today does."""
     accepted = inspect.signature(model.forward).parameters
     return {"past_key_values", "position_ids", "logits_to_keep"} <= accepted.keys()
 
 
-def _decode_elsewhere(
-    model: Any,
-    prompts: Sequence[tuple[int, ...]],
-    sampling: Sampling,
-    stops: Collection[int],
-    streams: Sequence[random.Random],
-) -> list[list[int]]:
-    """Do as `_decode` with `model.generate`, for models with a cache of their own kind."""
-    prompts_BT = torch.tensor(prompts, device=model.device)
-    chances = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-    with torch.random.fork_rng():
-        torch.manual_seed(streams[0].getrandbits(63))
-        found_BT = model.generate(
-            prompts_BT,
-            attention_mask=torch.ones_like(prompts_BT),
-            max_new_tokens=sampling.max_tokens,
-            eos_token_id=sorted(stops) or None,
-            pad_token_id=min(stops, default=0),
-            do_sample=sampling.temperature > 0,
-            **(chances if sampling.temperature > 0 else {}),
-        )
-    answers = found_BT[:, prompts_BT.shape[1] :].tolist()
-    ends = (
-        next((place + 1 for place, token in enumerate(answer) if token in stops), len(answer))
-        for answer in answers
+def _decode_elsewhere(model: Any, rows: list[_Row], sampling: Sampling) -> Iterator[_Row]:
+    """Do as `_decode` with the loop of `model.generate`, for models with a cache of their own."""
+    from transformers import GenerationConfig
+
+    def force(_tokens_BT: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
+        """Draw here, and leave `generate` no other token to choose."""
+        tokens_B, log_probs_B = draw(logits_BV, sampling, [row.stream for row in rows])
+        for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
+            if not row.ended:
+                row.take(token, log_prob)
+        only_BV = torch.full_like(logits_BV, -torch.inf)
+        return only_BV.scatter(-1, tokens_B[:, None], 0.0)
+
+    def all_ended(tokens_BT: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+        ended = all(row.ended for row in rows)
+        return torch.full((len(tokens_BT),), ended, device=tokens_BT.device)
+
+    prompts_BT = torch.tensor([row.prompt for row in rows], device=model.device)
+    model.generate(
+        prompts_BT,
+        attention_mask=torch.ones_like(prompts_BT),
+        generation_config=GenerationConfig(
+            max_new_tokens=max(row.max_tokens for row in rows), do_sample=False
+        ),
+        logits_processor=[force],
+        stopping_criteria=[all_ended],
     )
-    return [answer[:end] for answer, end in zip(answers, ends, strict=True)]
+    yield from rows

@@ -8,7 +8,7 @@ from flash.episodes import Question
 from flash.errors import StoreError
 from flash.testing.models import make_tiny_model
 from flash.training.chat_model import ChatModel, load_model
-from flash.training.generate import Sampling
+from flash.training.sampler import Sampling
 
 THINKING_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>"
@@ -23,25 +23,33 @@ def loaded(tmp_path_factory):
     return load_model(make_tiny_model(tmp_path_factory.mktemp("model")), None)
 
 
-def test_questions_are_answered_in_order_and_tokens_are_counted(loaded):
+def ask(chat, questions):
+    """The answers, in the order of the questions."""
+    found = dict(chat(questions))
+    return [found[place] for place in range(len(questions))]
+
+
+def test_questions_are_answered_and_tokens_are_counted(loaded):
     told = []
-    chat = ChatModel(*loaded, Sampling(4), thinking=False, progress=told.append)
+    chat = ChatModel.here(*loaded, Sampling(4), progress=told.append)
 
-    answers = chat(QUESTIONS)
+    answers = ask(chat, QUESTIONS)
 
-    alone = [ChatModel(*loaded, Sampling(4), thinking=False)([one])[0] for one in QUESTIONS]
-    assert answers == alone
+    alone = [ask(ChatModel.here(*loaded, Sampling(4)), [one])[0] for one in QUESTIONS]
+    assert [answer.text for answer in answers] == [answer.text for answer in alone]
     assert chat.tokens == 12
     assert chat.seconds > 0
-    assert told == ["sampled 3 of 3 answers"]
+    assert told[-1] == "sampled 3 of 3 answers"
 
 
 def test_a_trace_that_the_template_opens_belongs_to_the_answer(loaded):
     model, tokenizer = loaded
     usual, tokenizer.chat_template = tokenizer.chat_template, THINKING_TEMPLATE
     try:
-        (thinking,) = ChatModel(model, tokenizer, Sampling(4), thinking=True)(QUESTIONS[:1])
-        (plain,) = ChatModel(model, tokenizer, Sampling(4), thinking=False)(QUESTIONS[:1])
+        (thinking,) = ask(
+            ChatModel.here(model, tokenizer, Sampling(4), thinking=True), QUESTIONS[:1]
+        )
+        (plain,) = ask(ChatModel.here(model, tokenizer, Sampling(4)), QUESTIONS[:1])
     finally:
         tokenizer.chat_template = usual
 
@@ -52,12 +60,22 @@ def test_a_trace_that_the_template_opens_belongs_to_the_answer(loaded):
 def test_a_question_too_long_for_the_model_is_refused_and_the_others_are_answered(loaded):
     long = Question(({"role": "user", "content": "x" * 600},))
 
-    first, second, third = ChatModel(*loaded, Sampling(4), thinking=False)(
-        [QUESTIONS[0], long, QUESTIONS[1]]
+    first, second, third = ask(
+        ChatModel.here(*loaded, Sampling(4)), [QUESTIONS[0], long, QUESTIONS[1]]
     )
 
-    assert "does not fit the model's context of 512" in second.error
+    assert "does not fit the context of 512" in second.error
     assert first.error is third.error is None
+
+
+def test_an_answer_has_the_room_that_is_left(loaded):
+    model, tokenizer = loaded
+    chat = ChatModel.here(model, tokenizer, Sampling(40), context_tokens=50)
+
+    (answer,) = ask(chat, QUESTIONS[:1])
+
+    assert len(answer.turn.prompt) + len(answer.turn.tokens) == 50
+    assert answer.truncated
 
 
 @pytest.mark.parametrize("content", ["no", [{"type": "image"}]])
@@ -69,8 +87,8 @@ def test_a_question_that_cannot_be_rendered_is_refused_and_the_others_are_answer
     )
     odd = Question(({"role": "user", "content": content},))
     try:
-        first, second, third = ChatModel(model, tokenizer, Sampling(4), thinking=False)(
-            [QUESTIONS[0], odd, QUESTIONS[1]]
+        first, second, third = ask(
+            ChatModel.here(model, tokenizer, Sampling(4)), [QUESTIONS[0], odd, QUESTIONS[1]]
         )
     finally:
         tokenizer.chat_template = usual
@@ -78,16 +96,6 @@ def test_a_question_that_cannot_be_rendered_is_refused_and_the_others_are_answer
     assert "not this" in second.error or "'image'" in second.error
     assert first.error is third.error is None
     assert first.text != ""
-
-
-def test_a_second_turn_draws_anew(loaded):
-    chat = ChatModel(*loaded, Sampling(8, temperature=1.5, seed=1), thinking=False)
-    again = ChatModel(*loaded, Sampling(8, temperature=1.5, seed=1), thinking=False)
-
-    first, second = chat(QUESTIONS), chat(QUESTIONS)
-
-    assert first != second
-    assert [again(QUESTIONS), again(QUESTIONS)] == [first, second]
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
