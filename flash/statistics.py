@@ -153,7 +153,8 @@ def paired_mean(before: Sequence[float], after: Sequence[float]) -> Difference:
     Gains that are all alike have no spread to judge by; then a sign test does: of 6 rows or more,
     all up or all down by chance is less likely than 1 in 20.
     """
-    gains = [high - low for low, high in zip(before, after, strict=True)]
+    # Rounded, or what should be alike is not for the last bit of a float.
+    gains = [round(high - low, 12) for low, high in zip(before, after, strict=True)]
     if not gains:
         return Difference(0.0, -math.inf, math.inf)
     gain = statistics.fmean(gains)

@@ -27,10 +27,11 @@ REPEATABLE: Final = frozenset({"GET", "HEAD", "DELETE"})
 """Methods whose repetition changes nothing; a create call is sent once, whatever happens."""
 
 
-class _PatientRetry(Retry):
+class PatientRetry(Retry):
     """Back-off that heeds Retry-After, but never sleeps for as long as a server may ask."""
 
     def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
+        """Return the seconds that the server asks for, within bounds."""
         asked_s = super().get_retry_after(response)
         return None if asked_s is None else min(asked_s, LONGEST_WAIT_S)
 
@@ -41,7 +42,7 @@ class _Transport(BaseAdapter):
     def __init__(self) -> None:
         super().__init__()
         self._repeated = HTTPAdapter(
-            max_retries=_PatientRetry(
+            max_retries=PatientRetry(
                 total=RETRIES,
                 allowed_methods=REPEATABLE,
                 status_forcelist=(429, 500, 502, 503, 504),

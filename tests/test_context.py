@@ -12,7 +12,7 @@ from urllib3 import HTTPResponse
 from flash.context import plugin_context
 from flash.errors import PluginError
 from flash.home import FlashHome
-from flash.transport import LONGEST_WAIT_S, _PatientRetry
+from flash.transport import LONGEST_WAIT_S, PatientRetry
 
 KEY = "canary-7f3a9c-secret"
 
@@ -92,7 +92,7 @@ def test_a_create_call_is_sent_once_when_the_answer_is_lost(context, server):
 def test_a_server_cannot_make_us_wait_for_a_day():
     answer = HTTPResponse(headers={"Retry-After": "86400"}, status=503)
 
-    assert _PatientRetry().get_retry_after(answer) == LONGEST_WAIT_S
+    assert PatientRetry().get_retry_after(answer) == LONGEST_WAIT_S
 
 
 class Recorder(requests.adapters.BaseAdapter):
