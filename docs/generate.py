@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from flash import dry_run, hookspecs
-from flash.cli import cancel, checkpoints, env, models, plugins, runs, status, train, version
+from flash.cli import (
+    cancel,
+    checkpoints,
+    env,
+    models,
+    plugins,
+    rollouts,
+    runs,
+    status,
+    train,
+    version,
+)
 from flash.cli import eval as eval_
 from flash.cli.root import root
 from flash.spec.reference import configuration_page
@@ -50,6 +61,12 @@ JSON_OUTPUTS: Final = {
     "flash runs": {f"{_ARRAY} run:": runs.JSON_KEYS},
     "flash cancel": {_OBJECT: cancel.JSON_KEYS},
     "flash checkpoints": {f"{_ARRAY} checkpoint:": checkpoints.JSON_KEYS},
+    "flash rollouts": {
+        "`--json` prints one object, without `--diff`:": rollouts.JSON_KEYS,
+        "Each of `rollouts`:": rollouts.ROLLOUT_KEYS,
+        "With `--diff`:": rollouts.DIFF_KEYS,
+        "Each of `tasks`:": rollouts.TASK_KEYS,
+    },
     "flash eval": {_OBJECT: eval_.JSON_KEYS, "Each of `rows`:": eval_.ROW_KEYS},
     "flash env preview": {f"{_ARRAY} row:": env.JSON_KEYS},
     "flash models": {f"{_ARRAY} model:": models.JSON_KEYS},

@@ -15,6 +15,7 @@ COMMANDS = {
     "runs": ("flash.cli.runs:runs", "List the runs."),
     "cancel": ("flash.cli.cancel:cancel", "Stop a run and keep its checkpoints."),
     "checkpoints": ("flash.cli.checkpoints:checkpoints", "List a run's checkpoints."),
+    "rollouts": ("flash.cli.rollouts:rollouts", "Show what a run sampled and what it was worth."),
     "eval": ("flash.cli.eval:eval_", "Score a run, a checkpoint or a model on held-out rows."),
     "env": ("flash.cli.env:env", "Look at an environment: preview its rows."),
     "models": ("flash.cli.models:models", "List the base models known here."),

@@ -7,6 +7,7 @@ The one place that prints.
     warn("…", hint="…")               `warning:` and `hint:` lines on stderr
     fail(error, debug=app.debug)      `error:` and `hint:` lines on stderr; returns the exit code
     table(("run", "state"), rows)     a table for eyes; rich on a terminal, aligned text otherwise
+    beside(("a", "b"), pairs)         two columns of long texts, each half as wide as the terminal
     print_json(value)                 the contract for programs, on stdout
     console()                         a rich console for live displays, on a terminal only
 
@@ -204,6 +205,20 @@ def _rich_table(
         )
     for row in rows:
         drawn.add_row(*(Text(cell, style=colours.get(cell, "")) for cell in row))
+    console().print(drawn)
+
+
+def beside(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print two columns of texts, each wrapped to half the width of the terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    drawn = Table(box=box.MINIMAL, expand=True, show_lines=True, pad_edge=False)
+    for head in heads:
+        drawn.add_column(Text(clean(head, lines=False)), ratio=1, overflow="fold")
+    for row in rows:
+        drawn.add_row(*(Text(clean(cell)) for cell in row))
     console().print(drawn)
 
 

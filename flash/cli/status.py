@@ -227,7 +227,11 @@ def _progress(plane: Plane, run: str) -> Progress:
 
 
 def _next_steps(plane: Plane, record: Run) -> Iterator[tuple[str, str]]:
+    from flash.worker.rollouts import kept_steps
+
     run = record.id
+    if kept_steps(plane.store(run)):
+        yield f"flash rollouts {run}", "what it said at each step, and its reward"
     if record.state == "done":
         yield f"flash eval {run}", "score it on held-out rows"
         yield f"flash checkpoints {run}", "the steps that were saved"
