@@ -7,16 +7,18 @@ episode cannot be played is data with a reason, like a failed scoring; it never 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
-from flash.errors import EnvironmentFault
-from flash.values import Episode, Reward
+from flash.errors import EnvironmentFault, FlashError
+from flash.time_limit import TimeUp, time_limit
+from flash.values import Episode, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from flash.contracts import Environment
     from flash.values import Message, Task
@@ -103,14 +105,22 @@ def play(
     *,
     seed: int = 0,
     over: Callable[[int, Played], None] = lambda _place, _played: None,
+    timeout_s: float | None = None,
 ) -> list[Played]:
     """
     Return how each task went, in order; only what is not the tasks' fault is raised.
 
     A task may stand several times and is then played several times. `seed` is part of every random
     stream. `over` is told the place of each episode as soon as it ends.
+
+    An episode ends with its turn before, as truncated, where the context has no room for the next
+    one, or where it has been open for `timeout_s`; they are all open from the start. A call of the
+    environment that alone takes so long is interrupted (see `time_limit`), and its episode is lost.
     """
-    games = [_Game(environment, task, f"{seed}/{place}") for place, task in enumerate(tasks)]
+    games = [
+        _Game(environment, task, f"{seed}/{place}", timeout_s) for place, task in enumerate(tasks)
+    ]
+    opened = time.monotonic()
     for place, game in enumerate(games):
         if game.over:
             over(place, game.result())
@@ -118,37 +128,23 @@ def play(
         for index, answer in model([games[place].question() for place in waiting]):
             place = waiting[index]
             games[place].take(answer)
+            if timeout_s is not None and time.monotonic() - opened > timeout_s:
+                games[place].cut_off()
             if games[place].over:
                 over(place, games[place].result())
     return [game.result() for game in games]
 
 
-def score(environment: Environment, played: Sequence[Played]) -> list[Reward]:
-    """
-    Return one `Reward` a task, in order; a task without an episode has its reason as the error.
-
-    Up to `max_score_concurrency` tasks are scored at a time.
-    """
-
-    def reward(one: Played) -> Reward:
-        if one.episode is None:
-            return Reward(None, error=one.error)
-        return environment.score(one.task, [one.episode])[0]
-
-    workers = environment.max_score_concurrency
-    if workers == 1:  # on this thread: such an environment may hold what other threads cannot use
-        return [reward(one) for one in played]
-    with ThreadPoolExecutor(workers, "flash-score") as pool:
-        return list(pool.map(reward, played))
-
-
 class _Game:
     """One episode under way."""
 
-    def __init__(self, environment: Environment, task: Task, stream: str) -> None:
+    def __init__(
+        self, environment: Environment, task: Task, stream: str, timeout_s: float | None
+    ) -> None:
         self._environment = environment
         self._task = task
         self._stream = stream
+        self._timeout_s = timeout_s
         self._messages: list[Message] = []
         self._since: tuple[Message, ...] = ()
         self._answers: list[Answer] = []
@@ -158,12 +154,10 @@ class _Game:
         self._metadata: Mapping[str, Any] = {}
         self._episode: Episode | None = None
         self._error: str | None = None
-        try:
+        with self._guarded("start"):
             self._messages = list(environment.start(task))
             self._tools = environment.tools(task)
             self._turns_left = environment.max_turns(task)
-        except EnvironmentFault as fault:
-            self._error = fault.message
 
     @property
     def over(self) -> bool:
@@ -186,25 +180,46 @@ class _Game:
         if answer.error is not None:
             self._error = answer.error
             return
-        if answer.full and self._answers:
-            self._truncated = True
-            self._end(self._answers[-1], None)
+        if answer.full:
+            self.cut_off()
             return
         self._answers.append(answer)
         _, completion = split_thinking(answer.text)
         self._messages.append({"role": "assistant", "content": completion})
         self._turns_left -= 1
         self._truncated = self._truncated or answer.truncated
-        try:
+        with self._guarded("step"):
             step = self._environment.step(self._task, tuple(self._messages), completion)
+            if not isinstance(step, Step):
+                raise EnvironmentFault(
+                    f"the environment's step returned a {type(step).__name__}, not a Step"
+                )
+            self._messages.extend(step.messages)
+            self._since = tuple(step.messages)
+            self._metadata = step.metadata
+            if step.done or self._turns_left <= 0:
+                self._end(answer, step.final_text)
+
+    def cut_off(self) -> None:
+        """End an episode that is not over yet with the turn before."""
+        if not self.over:
+            self._truncated = True
+            self._end(self._answers[-1], None)
+
+    @contextmanager
+    def _guarded(self, call: str) -> Iterator[None]:
+        """Turn what the environment's `call` does wrong into this episode's error."""
+        try:
+            with time_limit(self._timeout_s):
+                yield
         except EnvironmentFault as fault:
             self._error = fault.message
-            return
-        self._messages.extend(step.messages)
-        self._since = step.messages
-        self._metadata = step.metadata
-        if step.done or not self._turns_left:
-            self._end(answer, step.final_text)
+        except TimeUp:
+            self._error = f"the environment's {call} took longer than {self._timeout_s:g} s"
+        except (FlashError, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code: a failure is data
+            self._error = f"the environment's {call} raised {type(error).__name__}: {error}"
 
     def _end(self, last: Answer, final_text: str | None) -> None:
         thinking, completion = split_thinking(last.text)

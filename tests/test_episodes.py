@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import threading
+import time
 
 import pytest
 
-from flash.episodes import Answer, Played, play, score, split_thinking
+from flash.episodes import Answer, play, split_thinking
 from flash.errors import EnvironmentFault
-from flash.values import Episode, Reward, Step, Task
+from flash.values import Step, Task
 
 
 class Countdown:
@@ -36,9 +36,6 @@ class Countdown:
         done = action == "0"
         text = "graded" if action == "0" and task.data == 9 else None
         return Step(done, () if done else ({"role": "user", "content": "next"},), text, {"a": 1})
-
-    def score(self, task, episodes):
-        return [Reward(float(episode.completion == "0")) for episode in episodes]
 
 
 def tasks(*starts):
@@ -123,7 +120,6 @@ def test_a_task_that_cannot_be_played_is_data_and_the_others_go_on():
         "too long",
     ]
     assert [one.episode is None for one in played] == [True, False, True, True]
-    assert score(Countdown(), played)[0] == Reward(None, error="environment.py:3: no start")
 
 
 def test_no_tasks_ask_nothing():
@@ -151,28 +147,92 @@ def test_split_thinking(text, expected):
     assert split_thinking(text) == expected
 
 
-class Meeting:
-    """Scores only when as many rows are being scored at once as it allows."""
+def test_an_environment_that_never_ends_is_bounded_by_its_turns():
+    (one,) = play(Countdown(), tasks(2), Script(_2=["7", "8", "9"]))
 
-    def __init__(self, workers):
-        self.max_score_concurrency = workers
-        self.threads = set()
-        self._all_here = threading.Barrier(workers)
-
-    def score(self, task, episodes):
-        self._all_here.wait(timeout=30)
-        self.threads.add(threading.get_ident())
-        return [Reward(float(task.id)) for _ in episodes]
+    assert one.episode.completion == "9"
+    assert [answer.text for answer in one.answers] == ["7", "8", "9"]
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_rows_are_scored_as_many_at_a_time_as_the_environment_allows(workers):
-    played = [Played(task, Episode((), "")) for task in tasks(*range(6))]
-    environment = Meeting(workers)
+def test_an_episode_without_room_for_a_turn_ends_with_the_one_before():
+    (one,) = play(Countdown(), tasks(2), Script(_2=["1", Answer("", full=True)]))
 
-    rewards = score(environment, played)
+    assert one.episode.truncated
+    assert one.episode.completion == "1"
+    assert [answer.text for answer in one.answers] == ["1"]
 
-    assert [reward.score for reward in rewards] == [0, 1, 2, 3, 4, 5]
-    assert len(environment.threads) == workers
-    if workers == 1:
-        assert environment.threads == {threading.get_ident()}
+
+def test_an_episode_that_is_open_for_too_long_ends_with_the_turn_before():
+    played = play(Countdown(), tasks(2, 1), Script(_2=["1"], _1=["0"]), timeout_s=0)
+
+    assert [one.episode.completion for one in played] == ["1", "0"]
+    assert [one.episode.truncated for one in played] == [True, False]
+
+
+class Hanging(Countdown):
+    """Takes its time where the task says so."""
+
+    def start(self, task):
+        if task.data == "start":
+            time.sleep(60)
+        return super().start(task)
+
+    def step(self, task, messages, action):
+        if action == "hang":
+            time.sleep(60)
+        return super().step(task, messages, action)
+
+
+def test_an_environment_that_hangs_loses_its_episode_and_the_others_go_on():
+    model = Script(_1=["0"], _2=["hang"])
+
+    played = play(Hanging(), tasks("start", 1, 2), model, timeout_s=0.05)
+
+    assert [one.error for one in played] == [
+        "the environment's start took longer than 0.05 s",
+        None,
+        "the environment's step took longer than 0.05 s",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (ValueError("no"), "the environment's step raised ValueError: no"),
+        (SystemExit(3), "the environment's step raised SystemExit: 3"),
+        (None, "the environment's step returned a NoneType, not a Step"),
+    ],
+)
+def test_a_step_that_breaks_its_contract_loses_its_episode(answer, error):
+    class Broken(Countdown):
+        def step(self, task, messages, action):
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+    (one,) = play(Broken(), tasks(1), Script(_1=["0"]))
+
+    assert one.error == error
+
+
+def test_the_end_of_each_episode_is_told_as_soon_as_it_is_there():
+    told = []
+    model = Script(_1=["0"], _2=["1", "0"])
+
+    def over(place, one):
+        told.append((place, one.episode is not None, len(model.asked)))
+
+    play(Countdown(), tasks(2, 1, "no start"), model, over=over)
+
+    assert told == [(2, False, 0), (1, True, 1), (0, True, 2)]
+
+
+def test_every_episode_and_turn_has_a_stream_of_its_own_that_the_seed_decides():
+    def streams(seed):
+        model = Script(_2=["1", "0", "1", "0"])
+        play(Countdown(), tasks(2, 2), model, seed=seed)
+        return [question.stream for questions in model.asked for question in questions]
+
+    assert len(set(streams(1))) == 4
+    assert streams(1) == streams(1)
+    assert not set(streams(1)) & set(streams(2))
