@@ -227,7 +227,8 @@ def _checked_reward(one: object) -> Reward:
         return Reward(None, error=f"the environment scored it {one!r:.60}, which is no Reward")
     if one.score is None:
         return one if one.error else attrs.evolve(one, error="scoring failed without a reason")
-    for name, number in (("score", one.score), *one.metrics.items()):
+    numbers: list[tuple[str, object]] = [("score", one.score), *one.metrics.items()]
+    for name, number in numbers:
         if not isinstance(number, Real) or not math.isfinite(number):
             said = f"the environment's {name!r} is {number!r:.60}, which is no finite number"
             return Reward(None, error=said, reason=one.reason)
