@@ -138,6 +138,19 @@ class Environment(Protocol):
 
 
 @runtime_checkable
+class HasSuites(Protocol):
+    """What an `Environment` may have beside its contract: held-out tasks with other graders."""
+
+    def suites(self) -> Mapping[str, Environment]:
+        """
+        Return each suite by its name, as an environment whose only split holds its tasks.
+
+        Evaluations run them after the split; training never sees them.
+        """
+        ...
+
+
+@runtime_checkable
 class EnvironmentLoader(Protocol):
     """Reads one format of environments from a local folder."""
 

@@ -30,6 +30,7 @@ SURFACE = [
     "Episode",
     "Event",
     "FlashError",
+    "HasSuites",
     "Instance",
     "Launch",
     "LaunchRequest",

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from chat_server import Server, completion
 
+from flash.endpoint import Endpoint
 from flash.episodes import Played
 from flash.errors import EnvironmentFault, UsageError
-from flash.evaluate import Evaluation, evaluate, held_out_split, summary
+from flash.evaluate import Evaluation, evaluate, held_out_split, numbers, summary
 from flash.testing.models import make_tiny_model
 from flash.values import Episode, Reward, Step, Task
 
@@ -52,8 +54,9 @@ class Environment:
         return [Reward(1.0, success=True, metrics={"length": 2.0}) for _ in episodes]
 
 
-def played(count):
-    return [Played(Task(str(number), "in"), Episode((), "out")) for number in range(count)]
+def played(count, samples=1):
+    tasks = [Task(str(number), "in") for number in range(count)]
+    return [Played(task, Episode((), "out")) for task in tasks for _ in range(samples)]
 
 
 def test_the_first_split_that_was_not_trained_on_is_held_out():
@@ -94,6 +97,40 @@ def test_summary_of_nothing_scored_has_no_numbers():
     assert found["n"] == 0
     assert found["errors"] == 1
     assert [found[name] for name in ("mean", "success", "interval", "mean_interval")] == [None] * 4
+
+
+def test_several_answers_to_a_row_are_averaged_before_the_rows_are():
+    rewards = [
+        *[Reward(1.0, success=True, metrics={"a": 1.0})] * 4,
+        Reward(0.5, success=True, metrics={"a": 0.0}),
+        *[Reward(0.0)] * 3,
+        *[Reward(0.0)] * 2,
+        *[Reward(None, error="no network")] * 2,
+        *[Reward(None, error="no network")] * 4,
+    ]
+
+    found = summary(played(4, samples=4), rewards)
+
+    assert (found["n"], found["errors"]) == (3, 6)
+    assert found["mean"] == pytest.approx((1 + 0.125 + 0) / 3)
+    assert found["success"] == pytest.approx((1 + 0.25 + 0) / 3)
+    assert found["metrics"] == {"a": 0.5}
+    assert found["pass_at"] == pytest.approx(
+        {"1": (1 + 0.25 + 0) / 3, "2": (1 + 0.5 + 0) / 3, "4": 1.0}
+    )
+    assert [(row["row"], row["sample"]) for row in found["rows"]] == [
+        (row, sample) for row in range(4) for sample in range(4)
+    ]
+    assert numbers(found["rows"]) == {name: found[name] for name in found if name != "rows"}
+
+
+def test_tasks_that_share_an_id_stay_apart():
+    same = [Played(Task("one", "a"), Episode((), "x")), Played(Task("one", "b"), Episode((), "x"))]
+
+    found = summary(same, [Reward(1.0, success=True), Reward(0.0)])
+
+    assert (found["n"], found["success"]) == (2, 0.5)
+    assert found["pass_at"] == {}
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +223,52 @@ def test_an_adapter_changes_the_answers(tiny_model, tmp_path):
     assert [row["completion"] for row in base["rows"]] != [
         row["completion"] for row in adapted["rows"]
     ]
+
+
+def test_several_samples_of_a_row_are_drawn_apart_and_scored_together(tiny_model):
+    environment = Environment("train", "eval", rows=3)
+    groups = []
+    score = environment.score
+    environment.score = lambda task, episodes: (
+        groups.append((task.id, len(episodes))),
+        score(task, episodes),
+    )[1]
+
+    result, _ = run(tiny_model, environment, max_tokens=8, temperature=1.5, samples=4)
+
+    assert groups == [(f"eval-{number}", 4) for number in range(3)]
+    assert (result["n"], result["samples"], result["temperature"]) == (3, 4, 1.5)
+    assert result["pass_at"] == {"1": 1.0, "2": 1.0, "4": 1.0}
+    assert len({row["completion"] for row in result["rows"] if row["row"] == 0}) > 1
+
+
+class WithSuites(Environment):
+    def suites(self):
+        return {"hard": Environment("cases", rows=2), "easy": Environment("cases", rows=4)}
+
+
+def test_suites_run_after_the_split(tiny_model):
+    result, _ = run(tiny_model, WithSuites("train", "eval"), max_tokens=2, rows=3)
+
+    assert (result["split"], result["n"]) == ("eval", 3)
+    assert {name: one["n"] for name, one in result["suites"].items()} == {"hard": 2, "easy": 3}
+    assert result["suites"]["hard"]["rows"][0]["id"] == "cases-0"
+
+
+def test_suites_are_held_out_rows_enough(tiny_model):
+    result, _ = run(tiny_model, WithSuites("train"), max_tokens=2)
+
+    assert (result["split"], result["n"], result["rows"]) == (None, 0, [])
+    assert result["suites"]["easy"]["n"] == 3
+
+
+def test_a_served_model_is_scored_like_one_of_this_process():
+    server = Server()
+    server.answer = lambda asked: (200, completion(asked["messages"][-1]["content"].upper()), {})
+
+    result, _ = run(Endpoint(server.url, "tiny"), Environment("train", "eval"), temperature=0.7)
+    server.close()
+
+    assert (result["n"], result["errors"], result["max_tokens"]) == (4, 1, 512)
+    assert [row["completion"] for row in result["rows"]] == [f"ROW {n}" for n in range(5)]
+    assert result["tokens"] == 15

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Any, cast
 
 from freesolo.datasets import Dataset, TaskExample
 from freesolo.datasets.records import load_task_examples
-from freesolo.environments import EnvironmentStepResult, EvalSuite, has_evaluations
+from freesolo.environments import EnvironmentStepResult
 
-from flash.api import EnvironmentFault, Step, Task
+from flash.api import EnvironmentFault, Step
 from flash_env_freesolo.faults import defined_at, faults_of
 from flash_env_freesolo.rows import (
     as_row,
@@ -18,8 +17,10 @@ from flash_env_freesolo.rows import (
     names,
     read_rows,
     rows_from_records,
+    task_of,
 )
 from flash_env_freesolo.scoring import Scorer, overridden
+from flash_env_freesolo.suites import Suite, load_suites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from freesolo.environments import Environment as SdkEnvironment
 
-    from flash.api import Episode, Message, Reward
+    from flash.api import Episode, Message, Reward, Task
     from flash_env_freesolo.isolation import PrivatePackage
     from flash_env_freesolo.rows import Row, SplitFiles
 
@@ -42,7 +43,7 @@ class FreesoloEnvironment:
 
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what the loader found out about one folder
         self,
         sdk: SdkEnvironment,
         package: PrivatePackage,
@@ -51,13 +52,15 @@ class FreesoloEnvironment:
         dataset: Path | None,
         own_rows: Mapping[str, Callable[[], Sequence[Row]]],
         split_in_code: str,
+        params: Mapping[str, Any],
     ) -> None:
         """
         Wrap `sdk`.
 
         `own_rows` reads the rows that `[environment.params]` gives for a split in place of the
         packaged ones; `split_in_code` is the split that rows of the object itself belong to.
-        `dataset` is a folder of split files that takes the place of both.
+        `dataset` is a folder of split files that takes the place of both. `params` are those that
+        suites may ask for.
         """
         self._sdk = sdk
         self._package = package
@@ -65,6 +68,7 @@ class FreesoloEnvironment:
         self._dataset = dataset
         self._own_rows = own_rows
         self._split_in_code = split_in_code
+        self._params = dict(params)
         self._tasks: dict[str, tuple[Task, ...]] = {}
         safe = getattr(sdk, "reward_thread_safe", True)
         self.max_score_concurrency = max(1, int(sdk.max_score_concurrency)) if safe else 1
@@ -80,15 +84,7 @@ class FreesoloEnvironment:
     def tasks(self, split: str) -> Sequence[Task]:
         """Return the split's rows in order; the same objects on every call."""
         if split not in self._tasks:
-            self._tasks[split] = tuple(
-                Task(
-                    id=str(example.id),
-                    input=example.input,
-                    data=example,
-                    metadata=dict(example.metadata),
-                )
-                for example in self._examples(split)
-            )
+            self._tasks[split] = tuple(map(task_of, self._examples(split)))
         return self._tasks[split]
 
     def start(self, task: Task) -> list[Message]:
@@ -157,41 +153,12 @@ class FreesoloEnvironment:
         """Return one `Reward` an episode, in order."""
         return self._scorer.score(task.data, episodes)
 
-    def suites(self, params: Mapping[str, Any] | None = None) -> list[EvalSuite]:
-        """
-        Return the suites of `evaluations.py`, none where there is no such file.
-
-        Taken from its `load_evaluations(**params)`, which gets the SDK's environment where it
-        names `environment`, or from its list `EVALUATIONS`.
-        """
-        if not has_evaluations(self._package.folder):
-            return []
-        path = self._package.folder / "evaluations.py"
-        with faults_of(self._package):
-            module = self._package.load("evaluations")
-            factory = getattr(module, "load_evaluations", None)
-            if factory is not None:
-                arguments = dict(params or {})
-                if "environment" in inspect.signature(factory).parameters:
-                    arguments["environment"] = self._sdk
-                suites = factory(**arguments)
-            else:
-                suites = getattr(module, "EVALUATIONS", None)
-            if isinstance(suites, EvalSuite):
-                suites = [suites]
-            if suites is None:
-                raise EnvironmentFault(
-                    f"{path}: defines neither load_evaluations nor EVALUATIONS",
-                    hint="define load_evaluations() returning a list of EvalSuite",
-                )
-            found = list(suites)
-        strangers = [suite for suite in found if not isinstance(suite, EvalSuite)]
-        if strangers:
-            raise EnvironmentFault(
-                f"{path}: {type(strangers[0]).__name__} is not an EvalSuite",
-                hint="return EvalSuite objects of freesolo.environments",
-            )
-        return found
+    def suites(self) -> dict[str, Suite]:
+        """Return the suites of `evaluations.py` by name; none where there is no such file."""
+        return {
+            suite.name: Suite(self, suite, self._package, self._scorer)
+            for suite in load_suites(self._package, self._sdk, self._params)
+        }
 
     def _examples(self, split: str) -> list[TaskExample]:
         if split in self._own_rows:

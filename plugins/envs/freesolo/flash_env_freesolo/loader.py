@@ -75,6 +75,7 @@ class FreesoloLoader:
                 own_rows={split: own_rows} if own_rows else {},
                 # A factory that knows no splits has the rows to train on.
                 split_in_code=arguments.get("split", "train"),
+                params=params,
             )
             environment.tasks(split)
         except BaseException:

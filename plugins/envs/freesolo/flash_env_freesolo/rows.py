@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from flash.api import EnvironmentFault
+from flash.api import EnvironmentFault, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
+
+    from freesolo.datasets import TaskExample
 
 # In the order in which they are taken where a split has several.
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
@@ -218,3 +220,13 @@ def in_order(splits: Iterable[str]) -> tuple[str, ...]:
 def names(words: Iterable[str]) -> str:
     """Return the words as part of a sentence."""
     return ", ".join(words) or "none"
+
+
+def task_of(example: TaskExample) -> Task:
+    """Return a row of the SDK as the core has it."""
+    return Task(
+        id=str(example.id),
+        input=example.input,
+        data=example,
+        metadata=dict(example.metadata),
+    )

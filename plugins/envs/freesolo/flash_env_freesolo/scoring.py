@@ -80,13 +80,19 @@ class Scorer:
         environment = self._environment
         own = overridden(environment, "score_episode")
         hook = own or cast("Callable[..., Any]", environment.score_response)
-        try:
+
+        def grade() -> object:
             if own is not None:
-                result = own(example, episode)
-            else:
-                text = environment.normalize_response_text(example, episode.response_text)
-                result = hook(example, text)
-            return self._reward(result, hook)
+                return own(example, episode)
+            text = environment.normalize_response_text(example, episode.response_text)
+            return hook(example, text)
+
+        return self.graded(hook, grade)
+
+    def graded(self, hook: Callable[..., Any], grade: Callable[[], object]) -> Reward:
+        """Return what `grade()` gives as a `Reward`; `hook` is the code that it calls."""
+        try:
+            return self._reward(grade(), hook)
         except MemoryError:
             raise
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code: a failure is data
@@ -136,13 +142,17 @@ class Scorer:
         return Reward(score, success=bool(result.resolved_success()), **known)
 
 
-def _sdk_episode(episode: Episode) -> EnvironmentEpisode:
-    text = ThinkingText(
+def graded_text(episode: Episode) -> ThinkingText:
+    """Return the text that scorers get."""
+    return ThinkingText(
         episode.completion, thinking=episode.thinking, raw=episode.raw or episode.completion
     )
+
+
+def _sdk_episode(episode: Episode) -> EnvironmentEpisode:
     return EnvironmentEpisode(
         messages=episode.messages,
-        response_text=text,
+        response_text=graded_text(episode),
         turns=tuple(
             EnvironmentTurn(
                 role=str(message["role"]),

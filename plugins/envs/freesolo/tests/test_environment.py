@@ -531,32 +531,82 @@ def test_a_scorer_that_is_not_thread_safe_stays_on_the_callers_thread(build):
 EVALUATIONS = """
 from environment import load_environment
 from freesolo.datasets import load_dataset
-from freesolo.environments import EnvironmentEvalSuite
-def load_evaluations(environment=None, **params):
-    cases = load_dataset([{"input": "1+1", "output": "2"}]).examples
+from freesolo.environments import EnvironmentEvalSuite, EvalSuite, RewardResult
+
+CASES = load_dataset([{"input": "1+1", "output": "2"}, {"input": "3+1", "output": "4"}]).examples
+
+class Short(EvalSuite):
+    def cases(self):
+        return CASES[:1]
+
+    def score(self, case, response_text):
+        if response_text == "raise":
+            raise RuntimeError("no grade")
+        return RewardResult(1.0 / len(response_text), reason=response_text.thinking)
+
+def load_evaluations(environment=None, level=0):
     scorer = environment or load_environment()
-    return [EnvironmentEvalSuite(scorer, cases, name="held out")]
+    name = f"held out {level}"
+    return [EnvironmentEvalSuite(scorer, CASES, name=name), Short()]
 """
 
 
-def test_evaluation_suites_import_beside_the_environment(build):
+def test_evaluation_suites_are_environments_of_one_split(build):
     files = {"dataset/train.jsonl": '"a"', "evaluations.py": EVALUATIONS}
-    environment = build(SINGLE, files)
-    (suite,) = environment.suites()
+    suites = build(SINGLE, files, level=7).suites()
 
-    assert suite.environment is environment._sdk
-    assert suite.name == "held out"
-    assert [suite.score(case, "2").score for case in suite.cases()] == [1.0]
+    assert isinstance(suites["held out 7"], Environment)
+    assert {name: suite.splits() for name, suite in suites.items()} == {
+        "held out 7": ("cases",),
+        "Short": ("cases",),
+    }
+    suite = suites["held out 7"]
+    first, second = suite.tasks("cases")
+    assert (first.input, second.input) == ("1+1", "3+1")
+    assert suite.start(second) == [{"role": "user", "content": "3+1"}]
+    assert suite.target(first) == [{"role": "assistant", "content": "2"}]
+    assert suite.step(first, [], "2").done
+    (right, wrong) = suite.score(first, [answer("2"), answer("3")])
+    assert (right.score, right.success, right.metrics) == (1.0, True, {"exact": 1.0, "ok": 1.0})
+    assert (wrong.score, wrong.success) == (0.0, False)
+
+
+def test_a_suite_grades_in_its_own_way_and_a_failure_is_data(build):
+    files = {"dataset/train.jsonl": '"a"', "evaluations.py": EVALUATIONS}
+    suite = build(SINGLE, files).suites()["Short"]
+    (task,) = suite.tasks("cases")
+    episode = Episode((), "four", thinking="hm")
+
+    graded, failed = suite.score(task, [episode, answer("raise")])
+
+    assert (graded.score, graded.reason) == (0.25, "hm")
+    assert failed.score is None
+    assert re.fullmatch(r".*evaluations\.py:14: RuntimeError: no grade", failed.error)
 
 
 def test_without_evaluations_there_are_no_suites(build):
-    assert build(SINGLE).suites() == []
+    assert build(SINGLE).suites() == {}
 
 
-def test_evaluations_that_are_no_suites_are_refused(build):
-    files = {"dataset/train.jsonl": '"a"', "evaluations.py": "EVALUATIONS = [1]"}
+SUITE = "from freesolo.environments import EnvironmentEvalSuite as S"
 
-    with pytest.raises(EnvironmentFault, match="int is not an EvalSuite"):
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("EVALUATIONS = [1]", "int is not an EvalSuite"),
+        ("x = 1", "defines neither load_evaluations nor EVALUATIONS"),
+        ("1 / 0", r"evaluations\.py:1: ZeroDivisionError"),
+        (
+            f"{SUITE}\ndef load_evaluations(environment): return [S(environment, [])] * 2",
+            'two suites are called "EnvironmentEvalSuite"',
+        ),
+    ],
+)
+def test_evaluations_that_are_no_suites_are_refused(build, source, said):
+    files = {"dataset/train.jsonl": '"a"', "evaluations.py": source}
+
+    with pytest.raises(EnvironmentFault, match=said):
         build(SINGLE, files).suites()
 
 
