@@ -15,12 +15,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flash.environ import worker_environment
 from flash.environments import snapshot
 from flash.errors import EnvironmentFault, FlashError, PluginError
+from flash.spec.strict import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,7 +43,7 @@ def call(
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """
-    Run the worker's `task` (`check`, `evaluate`, `preview`) and return its result.
+    Run the worker's `task` (`check`, `evaluate`, `preview`, `test`) and return its result.
 
     The environment is `request["environment"]`. As in a run, it is loaded from a copy without what
     a snapshot leaves out, and with its `[worker_env]`; what is reported names its own folder.
@@ -89,9 +91,17 @@ def call(
 
 
 def environment_request(
-    table: EnvironmentTable, located: Located, worker_env: Mapping[str, str]
+    table: EnvironmentTable,
+    located: Located,
+    worker_env: Mapping[str, str],
+    reward: Mapping[str, Any] = types.MappingProxyType({}),
 ) -> dict[str, Any]:
-    """Return what a task is told of its environment; `located` has been fetched."""
+    """
+    Return what a task is told of its environment; `located` has been fetched.
+
+    `reward` are the spec's `[reward.*]` tables. What their adapters can use belongs into the
+    secrets of the task, see `flash.rewards.secrets_of`.
+    """
     return {
         "plugin": located.plugin,
         "folder": str(located.folder),
@@ -99,6 +109,7 @@ def environment_request(
         "pip": list(table.pip),
         "split": table.split,
         "secrets": list(table.secrets),
+        "reward": Reader().plain(dict(reward)),
         "env": dict(worker_env),
     }
 

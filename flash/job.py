@@ -101,6 +101,7 @@ def make_job(plan: Plan, host: PluginHost, *, run: str, digest: str) -> Job:
 
     Raises `SpecError` for a plan that cannot be submitted.
     """
+    from flash.rewards import adapters_of
     from flash.spec.model import spec_to_dict
 
     spec = plan.check()
@@ -112,7 +113,7 @@ def make_job(plan: Plan, host: PluginHost, *, run: str, digest: str) -> Job:
         ("environment", plan.environment.plugin),
         ("model", plan.model.plugin),
         *(("provider", name) for name in plan.providers),
-        *(("reward", name) for name in spec.reward),
+        *(("reward", name) for name in adapters_of(spec.reward)),
         *(("sink", name) for name in spec.sink),
     ]
     owners = {f"{kind}/{name}": host.owner(kind, name) for kind, name in taking_part}

@@ -20,6 +20,7 @@ from flash.offers import find_offer, no_room
 from flash.plugins import boundary
 from flash.recipe import decide
 from flash.records import AlgorithmInput
+from flash.rewards import secrets_of
 from flash.spec.model import blamed, find_record
 from flash.spec.paths import top_level
 from flash.spec.resolve import DEFAULT
@@ -186,6 +187,7 @@ class _Planner:
         for kind in ("provider", "sink"):
             records += [self.host.get(kind, name) for name in self.parts.get(kind, {})]
         names = {name for record in records for name in record.secrets}
+        names |= secrets_of(self.parts.get("reward", {}), self.host)
         found = {
             name: self._ask("environment.secrets", partial(self.finder.find, name))
             for name in sorted(names | {*self.resolved.secrets})
@@ -332,6 +334,7 @@ class _Planner:
         plugins = [("sink", name) for name in self.parts.get("sink", {})]
         plugins += [("model", model.plugin)] if model else []
         optional = {s for kind, name in plugins for s in self.host.get(kind, name).secrets}
+        optional |= secrets_of(self.parts.get("reward", {}), self.host)
         values = self._ask(
             "environment.secrets", lambda: self.finder.require(required, sorted(optional))
         )

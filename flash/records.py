@@ -7,11 +7,12 @@ import string `"package.module:attribute"`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import attrs
 from attrs import validators
 
+from flash.fields import setting
 from flash.values import ModelCard
 
 if TYPE_CHECKING:
@@ -182,15 +183,58 @@ class EnvironmentPlugin:
     schemes: tuple[str, ...] = attrs.field(default=(), validator=_texts)
 
 
+def weighted(config: type) -> type:
+    """Return the class of a reward's table: the settings of `config`, and the core's `weight`."""
+    weight = setting(
+        1.0,
+        doc="How often the score is counted in the reward. A negative weight makes it a penalty; "
+        "with 0 it is measured and not counted.",
+    )
+    own = {
+        "__doc__": config.__doc__,
+        "__module__": config.__module__,
+        "__annotations__": {"weight": float},
+        "weight": weight,
+    }
+    table: type = attrs.define(kw_only=True)(type(config.__name__, (config,), own))
+    return table
+
+
+def _reward_name(_: object, __: attrs.Attribute[Any], value: str) -> None:
+    if value == ENVIRONMENT_REWARD:
+        msg = f"[reward.{value}] is the environment's own score; choose another name"
+        raise ValueError(msg)
+
+
+def _no_weight(_: object, __: attrs.Attribute[Any], value: type) -> None:
+    if "weight" in attrs.fields_dict(value):
+        msg = f"{value.__name__} has a setting `weight`, which the core adds to every reward"
+        raise ValueError(msg)
+
+
+ENVIRONMENT_REWARD: Final = "environment"
+"""The table under `[reward]` that is no adapter's: how much the environment's own score counts."""
+
+
 @attrs.frozen(kw_only=True)
 class RewardPlugin:
-    """A reward adapter; `config` is the attrs class of `[reward.<name>]`."""
+    """
+    A reward adapter; `config` is the attrs class of `[reward.<name>]`.
 
-    name: str = attrs.field(validator=_name)
+    Its settings stand in the TOML beside `weight`, which is the core's; what `make` is given has
+    both.
+    """
+
+    name: str = attrs.field(validator=[_name, _reward_name])
     summary: str = attrs.field(validator=_text)
     make: Callable[[PluginContext, Any], RewardAdapter] = attrs.field(validator=_callable)
-    config: type = attrs.field(validator=_config_class)
+    config: type = attrs.field(validator=[_config_class, _no_weight])
     secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
+    table: type = attrs.field(init=False, repr=False, eq=False)
+
+    @table.default
+    def _table(self) -> type:
+        return weighted(self.config)
 
 
 @attrs.frozen(kw_only=True)

@@ -121,6 +121,7 @@ def _submit(app: App, plane: Plane, plan: Plan, secrets: Mapping[str, str]) -> s
     from flash.environments import left_out
     from flash.job import make_job
     from flash.plane.ids import new_run_id
+    from flash.rewards import secrets_of
 
     located, spec = plan.environment, plan.check()
     if located is None or located.folder is None:
@@ -136,9 +137,17 @@ def _submit(app: App, plane: Plane, plan: Plan, secrets: Mapping[str, str]) -> s
     _progress("checking the environment")
     checked = foreground.call(
         "check",
-        {"environment": foreground.environment_request(spec.environment, located, spec.worker_env)},
+        {
+            "environment": foreground.environment_request(
+                spec.environment, located, spec.worker_env, spec.reward
+            )
+        },
         home=app.home,
-        secrets={name: secrets[name] for name in spec.environment.secrets},
+        secrets={
+            name: secrets[name]
+            for name in {*spec.environment.secrets, *secrets_of(spec.reward, app.host)}
+            if name in secrets
+        },
         progress=_progress,
     )
     # What is submitted is what was checked, or is refused.

@@ -14,6 +14,7 @@ import attrs
 
 from flash.errors import FlashError, PluginError, SpecError
 from flash.fields import setting
+from flash.records import ENVIRONMENT_REWARD
 from flash.spec.layers import clean
 from flash.spec.paths import dotted, suggestion, top_level
 from flash.spec.rules import (
@@ -24,16 +25,15 @@ from flash.spec.rules import (
     worker_variable_rules,
 )
 from flash.spec.strict import Reader, WrongType, config_fields, missing, spellings, unknown_keys
+from flash.spec.tables import OWN_REWARD, PLUGIN_TABLES, settings_class
 from flash.spec.toml import toml_document
+from flash.suggest import nearest
 from flash.values import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from flash.plugins import PluginHost
-
-PLUGIN_TABLES: Final = ("provider", "reward", "sink", "serving")
-"""The kinds whose plugins are picked by a table of their name."""
 
 SHORT_TABLES: Final = {"wandb": ("sink", "wandb")}
 """Tables that public configs of the format write at the top level -> where they belong."""
@@ -120,7 +120,12 @@ class Spec:
         doc="Places to run, one table each, tried in the order of the file. None means this "
         "machine.",
     )
-    reward: dict[str, Any] = setting(factory=dict, doc="Reward adapters, one table each.")
+    reward: dict[str, Any] = setting(
+        factory=dict,
+        doc="Reward adapters, one table each. The reward is the sum of their scores, each times "
+        "its `weight`; the environment's own score counts in it as `[reward.environment]` says. "
+        "Without any table, the environment's own score is the reward.",
+    )
     sink: dict[str, Any] = setting(factory=dict, doc="Followers of the run, one table each.")
     serving: dict[str, Any] = setting(factory=dict, doc="Serving backends, one table each.")
 
@@ -255,11 +260,39 @@ def _read_plugin_tables(
     found: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, table in tables.items():
-        record, wrong = find_record(host, kind, name, dotted((kind, name)))
-        if record is not None:
-            found[name], wrong = reader.read(record.config, table, (kind, name))
+        cls, wrong = _table_class(kind, name, host)
+        if cls is not None:
+            found[name], wrong = reader.read(cls, table, (kind, name))
         problems += wrong
+    if kind == "reward" and found and not problems:
+        problems += _weightless(found)
     return found, problems
+
+
+def _table_class(kind: str, name: str, host: PluginHost) -> tuple[type | None, list[Problem]]:
+    """Return the class of `[<kind>.<name>]`, or the problem that says why there is none."""
+    if (kind, name) == ("reward", ENVIRONMENT_REWARD):
+        return OWN_REWARD.config, []
+    record, wrong = find_record(host, kind, name, dotted((kind, name)))
+    if record is not None:
+        return settings_class(record), []
+    if kind == "reward" and nearest(name, [ENVIRONMENT_REWARD]):
+        hint = f"the environment's own score is [reward.{ENVIRONMENT_REWARD}]"
+        wrong = [attrs.evolve(problem, hint=hint) for problem in wrong]
+    return None, wrong
+
+
+def read_reward_tables(tables: Mapping[str, Any], host: PluginHost) -> dict[str, Any]:
+    """Read the plain data of the `[reward.*]` tables alone; raises `SpecError`."""
+    found, problems = _read_plugin_tables("reward", tables, host, Reader())
+    if problems:
+        raise SpecError(problems)
+    return found
+
+
+def _weightless(tables: Mapping[str, Any]) -> Iterator[Problem]:
+    if all(table.weight == 0 for table in tables.values()):
+        yield Problem("reward", "every weight is 0, so every reward would be", "give one a weight")
 
 
 def find_record(

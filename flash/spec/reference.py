@@ -10,9 +10,10 @@ import attrs
 
 from flash.fields import setting_of
 from flash.plugins import PluginHost
-from flash.spec.model import PLUGIN_TABLES, BudgetTable, EnvironmentTable, Spec
+from flash.spec.model import BudgetTable, EnvironmentTable, Spec
 from flash.spec.schema import default_of
 from flash.spec.strict import config_fields, is_array, is_mapping, is_union, table_class
+from flash.spec.tables import PLUGIN_TABLES, plugin_tables
 from flash.spec.toml import toml_value
 
 if TYPE_CHECKING:
@@ -59,10 +60,10 @@ def configuration_page() -> str:
         parts += [heading, f"{record.summary}\n", *_settings(config_fields(record.config))]
     for kind in PLUGIN_TABLES:
         parts += [f"## `[{kind}.*]`\n", f"{setting_of(fields[kind]).doc}\n"]
-        for name, record in host.all(kind).items():
-            parts += [f"### `[{kind}.{name}]`\n", f"{record.summary}\n"]
-            parts += _secrets(record.secrets)
-            parts += _settings(config_fields(record.config))
+        for name, table in plugin_tables(kind, host).items():
+            parts += [f"### `[{kind}.{name}]`\n", f"{table.summary}\n"]
+            parts += _secrets(table.secrets)
+            parts += _settings(config_fields(table.config))
     return "\n".join(parts)
 
 

@@ -9,7 +9,6 @@ import attrs
 from flash.spec.layers import SET, Layer, leaves, merge, read_layers
 from flash.spec.model import (
     DEFAULT_ALGORITHM,
-    PLUGIN_TABLES,
     SHORT_TABLES,
     EnvironmentTable,
     read_parts,
@@ -17,6 +16,7 @@ from flash.spec.model import (
 )
 from flash.spec.paths import dotted
 from flash.spec.strict import config_fields, spellings, table_class
+from flash.spec.tables import PLUGIN_TABLES, plugin_tables
 from flash.values import Problem
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _table_classes(layers: Sequence[Layer], host: PluginHost) -> dict[Keys, type
     if record is not None:
         classes["train",] = record.config
     for kind in PLUGIN_TABLES:
-        classes |= {(kind, name): record.config for name, record in host.all(kind).items()}
+        classes |= {(kind, name): t.config for name, t in plugin_tables(kind, host).items()}
     return classes
 
 

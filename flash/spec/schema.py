@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 import attrs
 
 from flash.fields import setting_of
-from flash.spec.model import DEFAULT_ALGORITHM, PLUGIN_TABLES, SHORT_TABLES, Spec
+from flash.spec.model import DEFAULT_ALGORITHM, SHORT_TABLES, Spec
 from flash.spec.strict import Reader, config_fields, is_array, is_mapping, is_union, spellings
+from flash.spec.tables import PLUGIN_TABLES, plugin_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,9 +50,9 @@ def json_schema(host: PluginHost) -> Schema:
     properties["environment"]["oneOf"] = [{"required": ["id"]}, {"required": ["path"]}]
     for kind in PLUGIN_TABLES:
         tables = {}
-        for name, record in host.all(kind).items():
-            definitions[f"{kind}.{name}"] = table_schema(record.config)
-            tables[name] = {"$ref": f"#/$defs/{kind}.{name}", "description": record.summary}
+        for name, table in plugin_tables(kind, host).items():
+            definitions[f"{kind}.{name}"] = table_schema(table.config)
+            tables[name] = {"$ref": f"#/$defs/{kind}.{name}", "description": table.summary}
         properties[kind] |= {"properties": tables, "additionalProperties": False}
     for short, (kind, name) in SHORT_TABLES.items():
         if f"{kind}.{name}" in definitions:

@@ -249,6 +249,8 @@ class Attempt:
             split=table.split,
             pip=table.pip,
             secrets=self._declared(table.secrets),
+            reward=self.spec.reward,
+            reward_secrets=self.secrets,
             report=self.reporter.log,
         )
 

@@ -16,6 +16,7 @@ from flash.environments import folder_digest
 from flash.errors import FlashError, UsageError
 from flash.home import FlashHome
 from flash.plugins import PluginHost
+from flash.spec.model import read_reward_tables
 from flash.worker.loading import load_environment, open_model
 
 if TYPE_CHECKING:
@@ -53,12 +54,14 @@ def environment_of(
     """
     Load the environment that `request["environment"]` names by plugin, folder, params, split, pip.
 
-    Of the task's secrets it gets those that are named there, and no other.
+    Of the task's secrets it gets those that are named there, and no other. Its score is the one of
+    the `[reward.*]` tables there.
     """
     asked = request["environment"]
     home = FlashHome.from_environment()
+    host = PluginHost.default(home)
     return load_environment(
-        PluginHost.default(home),
+        host,
         home,
         plugin=asked["plugin"],
         folder=Path(asked["folder"]),
@@ -66,6 +69,8 @@ def environment_of(
         split=asked["split"],
         pip=asked["pip"],
         secrets={name: secrets[name] for name in asked["secrets"]},
+        reward=read_reward_tables(asked["reward"], host),
+        reward_secrets=secrets,
         report=report,
     )
 
@@ -122,6 +127,28 @@ def _preview(
     )
 
 
+def _test(
+    request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
+) -> dict[str, Any]:
+    from flash.workbench.doctor import Asked, diagnose
+    from flash.workbench.sampled import Sampling
+
+    model, environment = request["model"], request["environment"]
+    asked = Asked(
+        folder=Path(environment["folder"]),
+        split=environment["split"],
+        ours=[*environment["secrets"], str(FlashHome.from_environment().root)],
+        sampling=Sampling(**request["sampling"]),
+        **request["settings"],
+    )
+    return diagnose(
+        asked,
+        lambda: environment_of(request, secrets, report),
+        (lambda: _model_of(model, secrets, report)) if model else None,
+        report,
+    )
+
+
 def _model_of(
     named: Mapping[str, str], secrets: Mapping[str, str], report: Callable[[str], None]
 ) -> Path:
@@ -140,4 +167,4 @@ def _model_of(
     return folder
 
 
-_TASKS = {"check": _check, "evaluate": _evaluate, "preview": _preview}
+_TASKS = {"check": _check, "evaluate": _evaluate, "preview": _preview, "test": _test}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flash.context import plugin_context
 from flash.errors import PluginError
 from flash.plugins import boundary
+from flash.rewards import rewarded
 from flash.worker.overlay import ensure_overlay
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from flash.values import ModelCard
 
 
-def load_environment(  # noqa: PLR0913 - the parts of one [environment] table
+def load_environment(  # noqa: PLR0913 - the parts of one [environment] table, and its reward's
     host: PluginHost,
     home: FlashHome,
     *,
@@ -32,10 +33,15 @@ def load_environment(  # noqa: PLR0913 - the parts of one [environment] table
     split: str,
     pip: Sequence[str],
     secrets: Mapping[str, str],
+    reward: Mapping[str, Any],
+    reward_secrets: Mapping[str, str],
     report: Callable[[str], None],
 ) -> Environment:
     """
     Import the environment in `folder` with its packages and its secrets, and nothing else.
+
+    Its `score` is what the `[reward.*]` tables make of it; of `reward_secrets`, an adapter gets
+    those that its record declares, and user code none.
 
     After this call `os.environ` holds `secrets` and `sys.path` ends with the overlay: both stay
     for the life of the process, because user code reads them whenever it runs.
@@ -48,7 +54,7 @@ def load_environment(  # noqa: PLR0913 - the parts of one [environment] table
     with boundary(plugin, "load the environment"):
         loader = record.make(plugin_context(home, plugin, {}))
         loaded: Environment = loader.load(folder, params=params, split=split)
-    return loaded
+    return rewarded(loaded, reward, host, home, folder=folder, secrets=reward_secrets)
 
 
 def open_model(
