@@ -112,6 +112,7 @@ def eval_(
     Reports the success rate and the mean score, each with its 95 % interval.
     """
     from flash import foreground
+    from flash.rewards import secrets_of
     from flash.spec.secrets import SecretFinder
 
     found = find_target(app, target)
@@ -132,7 +133,11 @@ def eval_(
         },
         home=app.home,
         secrets=finder.require(
-            environment["secrets"], app.host.get("model", found.model["plugin"]).secrets
+            environment["secrets"],
+            {
+                *app.host.get("model", found.model["plugin"]).secrets,
+                *secrets_of(environment["reward"], app.host),
+            },
         ),
         progress=note,
     )
@@ -178,6 +183,7 @@ def _run(plane: Plane, text: str) -> Target:
             "folder": str(store.path / "environment"),
             **{name: job.spec["environment"][name] for name in ("params", "pip", "split")},
             "secrets": list(job.spec["environment"]["secrets"]),
+            "reward": job.spec["reward"],
             "env": job.spec["worker_env"],
         },
     )

@@ -101,6 +101,7 @@ class Shell:
             spec={
                 "thinking": False,
                 "worker_env": {"WANTED_ROW": "row"},
+                "reward": {},
                 "environment": {"params": {}, "pip": [], "secrets": [], "split": "train"} | table,
             },
             plugins={},
