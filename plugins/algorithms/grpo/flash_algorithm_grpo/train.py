@@ -1,0 +1,289 @@
+"""The worker's side of GRPO: `run(context)`."""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import TYPE_CHECKING, Any
+
+from flash.api import Problem, SpecError, TrainingDataError
+from flash.training.chat import ChatRenderer, stop_tokens
+from flash.training.chat_model import ChatModel
+from flash.training.generate import OwnSampler
+from flash.training.hotpath import HotPath, TargetScores
+from flash.training.loading import attach_lora, load_adapter, load_base, save_adapter
+from flash.training.sampler import Sampling
+from flash_algorithm_grpo.examination import Examiner
+from flash_algorithm_grpo.practice import Practitioner
+from flash_algorithm_grpo.recipe import HELD_OUT_TASKS, episodes_a_pass
+from flash_algorithm_grpo.watch import Watch
+
+if TYPE_CHECKING:
+
+    from flash.api import Task, WorkerContext
+    from flash.training.sampler import Sampler
+
+
+def run(context: WorkerContext) -> None:
+    """
+    Train to the end, or to a checkpoint when `context.stop` asks for it.
+
+    Begins at the newest complete checkpoint where there is one, and on CPU reaches the bits that
+    an uninterrupted run reaches.
+    """
+    train(context, HotPath())
+
+
+def train(context: WorkerContext, path: HotPath) -> None:
+    """Do the work of `run` along `path`; benchmarks and tests take parts of the path away."""
+    config = context.config
+    context.reporter.phase("model")
+    # Here and not above: TRL takes seconds to import, and the phase says what they are for.
+    from flash.training.trainer import quieten
+    from flash_algorithm_grpo.trainer import FlashGrpoTrainer
+
+    quieten()
+    base, tokenizer = load_base(context.model)
+    model = attach_lora(
+        base,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        targets=config.target_modules,
+        base=context.card.id,
+        seed=context.seed,
+    )
+    if context.init_adapter is not None:
+        load_adapter(model, context.init_adapter)
+    context.reporter.phase("data")
+    stops = stop_tokens(tokenizer, base.generation_config)
+    renderer = ChatRenderer(tokenizer, stops, context.thinking)
+    tasks = _fitting(context, renderer, tokenizer, context.split)
+    sampler = _sampler(context, model, tokenizer)
+    try:
+        newest = context.checkpoints.newest()
+        trainer = FlashGrpoTrainer(
+            context,
+            model=model,
+            tokenizer=tokenizer,
+            args=_arguments(context, starts=newest is None),
+            scores=TargetScores(model, path, context.reporter.log),
+            sampler=sampler,
+            practitioner=Practitioner(
+                config=config,
+                seed=context.seed,
+                environment=context.environment,
+                tasks=tasks,
+                chat=_chat(context, sampler, tokenizer, stops, config.temperature, config.top_p),
+                count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
+                notice=_once(context.reporter.warning),
+            ),
+            examiner=_examiner(context, renderer, tokenizer, sampler, stops),
+            watch=Watch(config, context.reporter.warning),
+        )
+        if newest is not None:
+            # After the trainer has kept the start as the reference of its penalty.
+            load_adapter(model, newest.folder / "adapter")
+            trainer.resume(newest.folder / "state")
+            context.reporter.log(f"going on from the checkpoint of step {newest.step}")
+        context.reporter.phase("train")
+        if newest is None or newest.step < config.steps:
+            trainer.train(resume_from_checkpoint=str(newest.folder / "state") if newest else None)
+            if trainer.state.global_step < config.steps:
+                return
+    finally:
+        sampler.close()
+    if trainer.state.best_global_step:
+        context.reporter.log(
+            f"the highest held-out reward, {trainer.state.best_metric:.4f}, is of the checkpoint "
+            f"of step {trainer.state.best_global_step}"
+        )
+    context.reporter.phase("save")
+    if trainer.is_world_process_zero():
+        context.checkpoints.save_final(lambda folder: save_adapter(model, folder))
+
+
+def _sampler(context: WorkerContext, model: Any, tokenizer: Any) -> Sampler:
+    config = context.config
+    if config.rollout == "built-in":
+        return OwnSampler(model, tokenizer)
+    from flash.training.vllm import VllmSampler
+
+    return VllmSampler(
+        context.model,
+        tokenizer,
+        python=config.vllm_python,
+        rank=config.lora_rank,
+        max_length=config.max_length,
+        workdir=context.workdir,
+        seed=context.seed,
+        report=context.reporter.log,
+    )
+
+
+def _chat(
+    context: WorkerContext,
+    sampler: Sampler,
+    tokenizer: Any,
+    stops: frozenset[int],
+    temperature: float,
+    top_p: float,
+) -> ChatModel:
+    config = context.config
+    sequences = config.stop_sequences
+    return ChatModel(
+        sampler,
+        tokenizer,
+        stops,
+        Sampling(
+            config.max_tokens,
+            temperature,
+            top_p,
+            (sequences,) if isinstance(sequences, str) else sequences,
+        ),
+        context_tokens=config.max_length,
+        thinking=context.thinking,
+    )
+
+
+def _fitting(
+    context: WorkerContext, renderer: ChatRenderer, tokenizer: Any, split: str, most: int = 0
+) -> list[Task]:
+    """
+    Return the tasks of a split, or `most` drawn by the seed, whose opening leaves room for a turn.
+
+    Says how many do not; raises `TrainingDataError` where none does.
+    """
+    config, tasks = context.config, list(context.environment.tasks(split))
+    if most and len(tasks) > most:
+        places = random.Random(context.seed).sample(range(len(tasks)), most)  # noqa: S311 - rows, no secret
+        tasks = [tasks[place] for place in sorted(places)]
+    lengths = [_opening_tokens(context, renderer, tokenizer, task) for task in tasks]
+    room = config.max_length - config.max_tokens
+    fit = [task for task, length in zip(tasks, lengths, strict=True) if length <= room]
+    if not fit:
+        raise TrainingDataError(
+            f"none of the {len(tasks)} prompts of split {split!r} leaves room for "
+            f"{config.max_tokens} tokens in max_length = {config.max_length}; the shortest has "
+            f"{min(lengths, default=0)}",
+            hint="raise train.max_length, or lower train.max_tokens",
+        )
+    if len(fit) < len(tasks):
+        context.reporter.warning(
+            f"{len(tasks) - len(fit)} of {len(tasks)} prompts of split {split!r} are left out: "
+            f"they leave no room for {config.max_tokens} tokens in max_length = "
+            f"{config.max_length}; the longest has {max(lengths)}"
+        )
+    return fit
+
+
+def _opening_tokens(
+    context: WorkerContext, renderer: ChatRenderer, tokenizer: Any, task: Task
+) -> int:
+    environment = context.environment
+    text = renderer.prompt(environment.start(task), environment.tools(task))
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _examiner(
+    context: WorkerContext,
+    renderer: ChatRenderer,
+    tokenizer: Any,
+    sampler: Sampler,
+    stops: frozenset[int],
+) -> Examiner | None:
+    """Return who examines on the first split that is not trained on, None where there is none."""
+    split = next((one for one in context.environment.splits() if one != context.split), None)
+    if split is None:
+        context.reporter.log("no held-out evaluation: the environment has no other split")
+        return None
+    tasks = _fitting(context, renderer, tokenizer, split, HELD_OUT_TASKS)
+    context.reporter.log(f"held-out evaluation on {len(tasks)} tasks of split {split!r}")
+    return Examiner(
+        environment=context.environment,
+        tasks=tasks,
+        chat=_chat(context, sampler, tokenizer, stops, 0.0, 1.0),
+        episode_timeout_s=context.config.episode_timeout_s,
+        score_timeout_s=context.config.score_timeout_s,
+    )
+
+
+def _once(tell: Any) -> Any:
+    """Return `tell` for sentences that have not been told yet."""
+    told: set[str] = set()
+
+    def tell_once(sentence: str) -> None:
+        if sentence not in told:
+            told.add(sentence)
+            tell(sentence)
+
+    return tell_once
+
+
+def _arguments(context: WorkerContext, *, starts: bool) -> Any:
+    """Return TRL's arguments; whatever is not here keeps TRL's default."""
+    import torch
+    from trl import GRPOConfig
+
+    config = context.config
+    cuda = torch.cuda.is_available()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if config.batch_size % processes:
+        problem = f"is {config.batch_size}, which {processes} processes cannot share evenly"
+        raise SpecError([Problem("train.batch_size", problem)])
+    episodes = episodes_a_pass(config)
+    a_step = config.batch_size // processes * config.group_size // episodes
+    evaluates = any(split != context.split for split in context.environment.splits())
+    return GRPOConfig(
+        output_dir=str(context.workdir),
+        seed=context.seed,
+        max_steps=config.steps,
+        per_device_train_batch_size=episodes,
+        per_device_eval_batch_size=config.group_size,
+        gradient_accumulation_steps=a_step,
+        steps_per_generation=a_step,
+        num_generations=config.group_size,
+        num_iterations=config.num_iterations,
+        shuffle_dataset=False,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        max_completion_length=config.max_tokens,
+        beta=config.kl_penalty_coef,
+        scale_rewards=config.scale_rewards,
+        **_LOSS.get(config.loss, {"loss_type": config.loss}),
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=config.save_every,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=config.eval_every,
+        eval_on_start=evaluates and starts,
+        metric_for_best_model="reward",
+        greater_is_better=True,
+        use_cpu=not cuda,
+        # CPUs emulate bfloat16, or round what the sampler does not.
+        bf16=cuda,
+        gradient_checkpointing=False,
+        dataloader_pin_memory=cuda,
+        remove_unused_columns=False,
+        ignore_data_skip=True,
+        router_aux_loss_coef=0.0,
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+# The clipping bounds that the papers give: GSPO, Zheng et al., 2025, arXiv:2507.18071, section 5.1;
+# CISPO as in ScaleRL, Khatri et al., 2025, arXiv:2510.13786.
+_LOSS = {
+    "gspo": {
+        "loss_type": "grpo",
+        "importance_sampling_level": "sequence",
+        "epsilon": 3e-4,
+        "epsilon_high": 4e-4,
+    },
+    "cispo": {"loss_type": "cispo", "epsilon_high": 5.0},
+}
