@@ -138,11 +138,34 @@ class RolloutStore:
         except OSError as error:
             raise store_error("make the folder", path.parent, error) from error
         ordered = sorted(rollouts, key=lambda rollout: (rollout.task, rollout.sample))
-        lines = _choose([(rollout.task, self._line(rollout)) for rollout in ordered], self._limits)
+        lines = self._choose(ordered)
         head = {"format": FORMAT, "step": step, "episodes": len(rollouts), "kept": len(lines)}
         content = b"\n".join([json.dumps(head).encode(), *lines, b""])
         write_atomic(path, gzip.compress(content, compresslevel=6, mtime=0))
         return len(lines)
+
+    def _choose(self, ordered: Sequence[Rollout]) -> list[bytes]:
+        """
+        Return the lines of the episodes to keep, in the order of `ordered`, which is by task.
+
+        Groups are taken until one does not fit; of the first, what fits.
+        """
+        groups = {task: list(group) for task, group in itertools.groupby(ordered, lambda r: r.task)}
+        room, room_bytes = self._limits.step_episodes, self._limits.step_bytes
+        chosen: dict[str, list[bytes]] = {}
+        for task in sorted(groups, key=_rank):
+            if chosen and len(groups[task]) > room:
+                break
+            lines = [self._line(rollout) for rollout in groups[task][:room]]
+            sizes = list(itertools.accumulate(len(line) + 1 for line in lines))
+            fitting = sum(size <= room_bytes for size in sizes)
+            if fitting == len(groups[task]) or not chosen:
+                chosen[task] = lines[:fitting]
+            if fitting < len(groups[task]):
+                break
+            room -= fitting
+            room_bytes -= sizes[-1]
+        return [line for task in groups if task in chosen for line in chosen[task]]
 
     def _line(self, rollout: Rollout) -> bytes:
         """Return the episode as JSON, cut as little as makes it fit."""
@@ -248,37 +271,6 @@ def _rollout(row: Mapping[str, Any]) -> Rollout:
         raise TypeError("a message of an episode is no table")
     fields = {name: row[name] for name in _FIELDS}
     return Rollout(**fields | {"messages": tuple(row["messages"])})
-
-
-def _choose(lines: Sequence[tuple[str, bytes]], limits: Limits) -> list[bytes]:
-    """
-    Return the lines to keep, in order, of (task, line) pairs sorted by task.
-
-    Groups are taken until one does not fit; of the first, what fits.
-    """
-    groups = {task: list(group) for task, group in itertools.groupby(lines, lambda pair: pair[0])}
-    chosen: set[str] = set()
-    room = limits.step_episodes
-    room_bytes = limits.step_bytes
-    for task in sorted(groups, key=_rank):
-        group = groups[task]
-        size = sum(len(line) + 1 for _, line in group)
-        if len(group) > room or size > room_bytes:
-            return _kept(lines, chosen) or _first_that_fit(group, limits)
-        room -= len(group)
-        room_bytes -= size
-        chosen.add(task)
-    return _kept(lines, chosen)
-
-
-def _kept(lines: Sequence[tuple[str, bytes]], chosen: set[str]) -> list[bytes]:
-    return [line for task, line in lines if task in chosen]
-
-
-def _first_that_fit(group: Sequence[tuple[str, bytes]], limits: Limits) -> list[bytes]:
-    sizes = itertools.accumulate(len(line) + 1 for _, line in group)
-    fitting = sum(1 for size in sizes if size <= limits.step_bytes)
-    return [line for _, line in group[: min(fitting, limits.step_episodes)]]
 
 
 def _rank(task: str) -> bytes:

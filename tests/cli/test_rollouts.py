@@ -2,6 +2,10 @@
 
 import gzip
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -387,3 +391,80 @@ def test_a_foreign_message_is_shown_as_it_is(bench, own_run, flash):
 def test_the_status_of_a_run_that_sampled_says_how_to_read_it(run, own_run, flash):
     assert f"  flash rollouts {run} " in flash("status", run)[1]
     assert "flash rollouts" not in flash("status", own_run)[1]
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "read-rollouts.md"
+
+
+def the_pages_run(bench):
+    """The run that the page reads."""
+    run = bench.submit("", **WAITING)
+
+    def say(step, task, sample, score, text, tokens, **more):
+        asked = {"greeting": "hi", "thanks": "thank you"}[task]
+        messages = (
+            {"role": "system", "content": "Answer politely."},
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": text},
+        )
+        fields = {"metrics": {}, "completion_tokens": tokens, "said": text, "messages": messages}
+        return episode(step, task, sample, score, **fields | more)
+
+    keep(
+        bench,
+        run,
+        10,
+        [
+            say(10, "greeting", 0, 0.0, "what", 1, advantage=0.0),
+            say(10, "greeting", 1, 0.0, "hi hi", 2, advantage=0.0),
+        ],
+    )
+    polite = {"metrics": {"polite": 1.0, "length": 0.5}, "advantage": 0.577}
+    cut = {"truncated": True, "advantage": -0.577}
+    failed = {"error": "score_response raised KeyError: 'tone'"}
+    keep(
+        bench,
+        run,
+        20,
+        [
+            say(20, "greeting", 0, 1.0, "Good day.", 3, **polite),
+            say(20, "greeting", 1, 0.0, "Hello" + " hello" * 11, 24, **cut),
+            say(20, "thanks", 0, 0.25, "thx, bye", 5, advantage=0.0),
+            say(20, "thanks", 1, None, "You are welcome.", 4, **failed),
+        ],
+    )
+    return run
+
+
+# A command, what its output is piped into where it is, and what is printed.
+SHOWN = re.compile(
+    r"^\$ flash (?P<words>[^\n|]*?)(?: \| python3 -c '(?P<program>.*?)')?\n"
+    r"(?P<said>.*?)(?=^\$ |\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def test_every_command_of_the_page_prints_what_the_page_shows(fresh_bench, flash, monkeypatch):
+    run = the_pages_run(fresh_bench)
+    monkeypatch.setenv("FLASH_HOME", str(fresh_bench.home.root))
+    text = PAGE.read_text("utf-8").replace("1aetcexnf", run)
+    blocks = re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    shown = [found for block in blocks for found in SHOWN.finditer(block)]
+
+    assert len(shown) == text.count("$ flash") == 5
+    for found in shown:
+        code, said, complaint = flash(*found["words"].split())
+        if found["program"]:
+            said = subprocess.run(
+                [sys.executable, "-c", found["program"]],
+                input=said,
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        assert (code, complaint) == (0, "")
+        assert lines_of(said) == lines_of(found["said"])
+
+
+def lines_of(text):
+    return [line.rstrip() for line in text.splitlines()]
