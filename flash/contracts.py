@@ -338,6 +338,8 @@ class Rollouts(Protocol):
         Keep the episodes that were sampled for `step`, in place of any kept for it before.
 
         The store is bounded: see `flash.worker.rollouts` for what is left out. Secrets are masked.
+        They are no part of training's result: what cannot be kept, on a full disk say, is a
+        warning and raises nothing.
         """
         ...
 

@@ -315,8 +315,8 @@ class Event:
     One typed line that a worker reports; `time_s` is seconds since the epoch.
 
     `data` by type: phase `{name}`; metric `{step, total, <name>: number…}`; evaluation
-    `{step, <name>: number…}`; rollouts `{step, episodes}`; checkpoint `{step, final}`; heartbeat
-    `{}`; log and warning `{message}`; error `{kind, message, hint}`; done `{steps}`.
+    `{step, <name>: number…}`; rollouts `{step, episodes, kept}`; checkpoint `{step, final}`;
+    heartbeat `{}`; log and warning `{message}`; error `{kind, message, hint}`; done `{steps}`.
     """
 
     type: EventType
