@@ -32,7 +32,7 @@ def show_table(sampled: Sampled, run: str) -> None:
                 _number(rollout.advantage, "{:+.3f}"),
                 rollout.completion_tokens,
                 _marks(rollout),
-                _on_one_line(rollout.error or rollout.completion or rollout.raw),
+                _on_one_line(rollout.completion or rollout.raw or rollout.error or ""),
             )
             for rollout in rollouts
         ],
