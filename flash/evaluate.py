@@ -80,7 +80,8 @@ def evaluate(
     """
     Return the scores of the rows, as `summary` describes them; `report` gets sentences.
 
-    `suites` has the same of each suite of the environment, by name.
+    `suites` has the same of each suite of the environment, by name, and `served` the name of the
+    model at its server.
     """
     started = time.monotonic()
     split, sets = _sets(asked, environment)
@@ -88,6 +89,7 @@ def evaluate(
     scored = {name: _play(asked, one, model, report) for name, one in sets.items()}
     return (scored.pop("", None) or summary([], [])) | {
         "suites": scored,
+        "served": getattr(model, "name", None),
         "split": split,
         "samples": asked.samples,
         "temperature": asked.temperature,

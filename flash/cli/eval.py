@@ -1,80 +1,99 @@
-"""`flash eval`: the score of a run, a checkpoint or a base model on rows it was not trained on."""
+"""`flash eval`: the score of a run, a checkpoint or a model on rows it was not trained on."""
 
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import click
 
 from flash.cli.app import App, pass_app
-from flash.cli.output import note, out, print_json, warn
-from flash.errors import FlashError, ModelUnavailable, UsageError
+from flash.cli.evaluation_view import complain, show_difference, show_evaluation
+from flash.cli.output import note, print_json, warn
+from flash.errors import FlashError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from flash.plane.plane import Plane
+    from flash.cli.targets import Target
+
+_FROM_KEPT = ("split", "samples", "temperature", "seed", "max_tokens")
 
 JSON_KEYS: Final = {
+    "evaluation": "the id under which it is kept, or null where that failed",
+    "created_s": "when it ended, in seconds since 1970",
+    "flash": "the version that made it",
+    "format": "of the file that keeps it",
     "target": "TARGET as it was given",
-    "model": "the base model",
-    "n": "rows that were scored",
+    "run": "the run's id, or null",
+    "step": "of the checkpoint, or null",
+    "model": "the base model, or the model's name at its server",
+    "endpoint": "the server's address, or null",
+    "environment": "as the run or --environment calls it",
+    "params": "`[environment.params]` that it was loaded with",
+    "reward": "the `[reward.*]` tables that its score is of",
+    "thinking": "whether the prompts were in the reasoning mode; null where a server decides",
+    "n": "rows with a scored answer",
     "mean": "of their scores, or null where there are none",
     "mean_interval": "its 95 % interval, or null where all scores are equal",
-    "success": "the share of rows that succeeded, or null",
+    "success": "the share of answers that succeeded, each row counting alike, or null",
     "interval": "its 95 % interval, or null",
-    "metrics": "the environment's own metrics by name, each the mean over the rows that have it",
-    "errors": "rows that could not be scored, and are in none of the numbers above",
+    "pass_at": "pass@k by k; empty for one answer a row",
+    "metrics": "the named metrics of environment and reward adapters, each the mean over its rows",
+    "errors": "answers that could not be scored, and are in none of the numbers above",
     "truncated": "answers that were cut at `max_tokens`",
-    "rows": "every row in order",
-    "split": "where they are from",
+    "rows": "every answer, by row",
+    "suites": "the same from `n` to `rows` of each suite of the environment, by name",
+    "split": "where the rows are from; null where there are only suites",
+    "samples": "answers to each row",
+    "temperature": "they were drawn at; 0 is greedy",
+    "seed": "of the draws",
     "max_tokens": "the most tokens of one turn",
     "tokens": "tokens that were generated",
     "tokens_per_s": "how fast, or null",
     "seconds": "how long it took, loading included",
+    "digest": "of the environment's files",
+    "adapter": "digest of the adapter's files, or null",
+    "against": "with --against: the other evaluation, and `difference`; else null",
 }
 
 ROW_KEYS: Final = {
+    "row": "which one it is, from 0",
+    "sample": "which of its answers, from 0",
     "id": "of the task",
     "input": "of the task",
     "completion": "what the model said, or null",
     "truncated": "whether that was cut",
-    "score": "or null where the row could not be scored",
+    "score": "or null where the answer could not be scored",
     "success": "whether the environment counts it as one",
-    "metrics": "the environment's own metrics by name",
+    "metrics": "the named metrics",
     "reason": "the environment's word on the score, or null",
     "error": "why it could not be scored, or null",
 }
 
-_CHECKPOINT = re.compile(r"[^/]+/step-\d+")
-_SHOWN_ERRORS = 3
+DIFFERENCE_KEYS: Final = {
+    "verdict": "`better`, `worse` or `no change beyond noise`; null where no row is in both",
+    "n": "rows that both have scored",
+    "mean": "of the scores: `before`, `after`, `gain`, its 95 % interval from `low` to `high`, and "
+    "a `verdict` of its own",
+    "success": "the same of the success rate",
+    "metrics": "`[before, after]` of each named metric",
+    "up": "rows with a higher score than before",
+    "same": "rows with the same score",
+    "down": "rows with a lower score",
+    "left_out": "rows that only one of the two has scored",
+    "suites": "the same of each suite that both ran, by name",
+    "notes": "what else they differ in",
+}
 
 
-def _finite(_: click.Context, __: click.Parameter, value: float) -> float:
+def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
     """Refuse NaN and infinity, which a range lets through."""
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         message = f"{value} is not a finite number."
         raise click.BadParameter(message)
     return value
-
-
-@attrs.frozen(kw_only=True)
-class Target:
-    """
-    What TARGET names.
-
-    `environment` is the run's own snapshot with its table, as a foreground task is asked for it;
-    None for a base model.
-    """
-
-    model: Mapping[str, str]
-    adapter: Path | None = None
-    thinking: bool = False
-    environment: Mapping[str, Any] | None = None
 
 
 @click.command("eval")
@@ -88,6 +107,17 @@ class Target:
 @click.option("--split", help="Rows to score; default: the first split that is not trained on.")
 @click.option("-n", "rows", type=click.IntRange(min=1), help="Score only the first so many rows.")
 @click.option(
+    "--samples",
+    type=click.IntRange(min=1, max=1024),
+    help="Answers to each row, for pass@k; default: 1.",
+)
+@click.option(
+    "--against",
+    metavar="OTHER",
+    help="Evaluate OTHER on the same rows, and say whether TARGET is better. A target like it, or "
+    "a kept evaluation.",
+)
+@click.option(
     "--max-tokens",
     type=click.IntRange(min=1),
     help="Most tokens of one turn; default: twice the longest gold answer, or 512.",
@@ -95,155 +125,202 @@ class Target:
 @click.option(
     "--temperature",
     type=click.FloatRange(min=0),
-    default=0.0,
     callback=_finite,
-    help="Default: 0, which is greedy.",
+    help="Default: 0, which is greedy; for several answers what the run sampled at in training, "
+    "or 1.",
 )
-@click.option("--seed", type=int, default=0, help="Of the draws above temperature 0; default: 0.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, every row included.")
+@click.option("--seed", type=int, help="Of the draws above temperature 0; default: 0.")
+@click.option(
+    "--key-from",
+    metavar="NAME",
+    help="The secret that holds a server's key; default: OPENAI_API_KEY.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, every answer included.")
 @pass_app
 def eval_(
-    app: App, /, target: str, reference: str | None, *, as_json: bool, **settings: Any
+    app: App,
+    /,
+    target: str,
+    reference: str | None,
+    against: str | None,
+    key_from: str | None,
+    *,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """
-    Score TARGET on held-out rows.
+    Score TARGET on held-out rows, and keep the result.
 
-    TARGET is a run, a checkpoint (`RUN/step-50`), or a base model, which needs --environment.
-    Reports the success rate and the mean score, each with its 95 % interval.
+    TARGET is a run, a checkpoint (`RUN/step-50`), a base model, or a model behind an
+    OpenAI-compatible server (`https://HOST/v1#MODEL`). What is no run needs --environment, or a run
+    after --against. Reports the success rate and the mean score, each with its 95 % interval, and
+    runs the environment's own suites too. `flash eval list` lists what is kept.
     """
-    from flash import foreground
-    from flash.rewards import secrets_of
-    from flash.spec.secrets import SecretFinder
+    from flash.cli.targets import find_target
 
     found = find_target(app, target)
-    environment = _elsewhere(app, reference, found) if reference else found.environment
-    if environment is None:
-        raise UsageError(
-            f"{target} is a base model, so its rows are not known",
-            hint="name an environment: --environment FOLDER",
-        )
-    finder = SecretFinder(app.host, [Path.cwd()])
-    result = foreground.call(
-        "evaluate",
-        {
-            "model": found.model,
-            "adapter": str(found.adapter) if found.adapter else None,
-            "environment": environment,
-            "settings": settings | {"thinking": found.thinking},
-        },
-        home=app.home,
-        secrets=finder.require(
-            environment["secrets"],
-            {
-                *app.host.get("model", found.model["plugin"]).secrets,
-                *secrets_of(environment["reward"], app.host),
-            },
-        ),
-        progress=note,
-    )
+    kept, other = _other(app, against)
+    evaluator = _Evaluator.of(app, reference, [found, other], key_from)
+    if kept:
+        evaluator.check(kept, settings["split"])
+    asked = _settings(settings, found, kept)
+    # A model that was not trained here is asked as the one it is compared with.
+    asked["thinking"] = _first(found.thinking, other and other.thinking, default=False)
+    result = evaluator.evaluate(found, asked)
+    difference = None
+    if other:
+        same = {name: result[name] for name in ("split", "max_tokens")}
+        asked |= same | {"thinking": _first(other.thinking, asked["thinking"])}
+        note(f"evaluating {against}")
+        kept = evaluator.evaluate(other, asked)
+    if kept:
+        difference = _difference(kept, result)
     if as_json:
-        print_json({"target": target, "model": found.model["id"]} | result)
-    else:
-        _show(result)
-    _complain(result)
+        print_json(result | {"against": kept and {**kept, "difference": difference}})
+        return
+    show_evaluation(result)
+    if kept and difference:
+        show_difference(kept, difference)
 
 
-def find_target(app: App, text: str) -> Target:
-    """Return what `text` names; an id that could be both is a run, if there is such a run."""
-    from flash.plane.ids import LAST, read_prefix
-    from flash.plane.plane import Plane
+def _first(*values: Any, default: Any = None) -> Any:
+    """Return the first value that is set."""
+    return next((value for value in values if value is not None), default)
 
-    if text == LAST or _CHECKPOINT.fullmatch(text):
-        return _run(Plane(app.home), text)
-    if read_prefix(text) is None:
-        return _base_model(app, text)
-    try:
-        return _run(Plane(app.home), text)
-    except UsageError as no_run:
+
+def _other(app: App, against: str | None) -> tuple[dict[str, Any] | None, Target | None]:
+    """Return the kept evaluation, or the target, that --against names."""
+    from flash.cli.targets import find_target
+    from flash.evaluations import EvaluationStore, is_evaluation
+
+    if against is None:
+        return None, None
+    if is_evaluation(against):
+        return EvaluationStore(app.home).find(against), None
+    return None, find_target(app, against)
+
+
+def _settings(
+    given: Mapping[str, Any], target: Target, kept: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return what decides how answers are drawn: as given, as in the kept one, by default."""
+    settings = {**given}
+    for name in _FROM_KEPT:
+        settings[name] = _first(given[name], kept and kept[name])
+    samples = _first(settings["samples"], default=1)
+    usual = 0.0 if samples == 1 else _first(target.temperature, default=1.0)
+    temperature = _first(settings["temperature"], default=usual)
+    if samples > 1 and temperature == 0:
+        raise UsageError(
+            f"greedy answers to one row are all alike: {samples} of them say no more than one",
+            hint="--temperature 1, or leave --samples out",
+        )
+    seed = _first(settings["seed"], default=0)
+    return settings | {"samples": samples, "temperature": temperature, "seed": seed}
+
+
+@attrs.frozen
+class _Evaluator:
+    """Evaluates models on one environment and keeps what it finds."""
+
+    app: App
+    environment: Mapping[str, Any]
+    reference: str
+    key_from: str | None
+
+    @classmethod
+    def of(
+        cls, app: App, reference: str | None, targets: list[Target | None], key_from: str | None
+    ) -> _Evaluator:
+        """Return the one for --environment, or else for the environment of the first run."""
+        from flash.cli.targets import elsewhere, wrong_key_name
+
+        if key_from and (wrong := wrong_key_name(key_from)):
+            raise UsageError(f"--key-from {wrong}")
+        runs = [target for target in targets if target]
+        known = [(run.environment, run.reference) for run in runs if run.environment]
+        if reference:
+            environment = elsewhere(app, reference, known[0][0]["env"] if known else {})
+            return cls(app, environment, reference, key_from)
+        if not known:
+            raise UsageError(
+                f"{runs[0].text} is {runs[0].kind}, so its rows are not known",
+                hint="name an environment: --environment FOLDER",
+            )
+        return cls(app, *known[0], key_from)
+
+    def check(self, kept: Mapping[str, Any], split: str | None) -> None:
+        """Refuse a kept evaluation that nothing found here can be compared with."""
+        from pathlib import Path
+
+        from flash.comparison import incomparable
+        from flash.environments import folder_digest
+
+        here = {
+            "digest": folder_digest(Path(self.environment["folder"])),
+            "params": self.environment["params"],
+            "reward": self.environment["reward"],
+            "split": _first(split, kept["split"]),
+        }
+        if reason := incomparable(kept, here):
+            message = f"there is nothing to compare {kept['evaluation']} with: {reason}"
+            raise UsageError(message, hint="give the other's target: it is evaluated anew")
+
+    def evaluate(self, target: Target, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the evaluation as it is kept; raises `FlashError` where no row was scored."""
+        from flash import foreground
+        from flash.cli.targets import DEFAULT_KEY, secrets_for
+
+        endpoint = target.endpoint
+        found = foreground.call(
+            "evaluate",
+            {
+                "model": target.model,
+                "endpoint": endpoint
+                and {
+                    "url": endpoint.url,
+                    "model": endpoint.model,
+                    "key": self.key_from or DEFAULT_KEY,
+                },
+                "adapter": str(target.adapter) if target.adapter else None,
+                "environment": self.environment,
+                "settings": settings,
+            },
+            home=self.app.home,
+            secrets=secrets_for(self.app, target, self.environment, self.key_from),
+            progress=note,
+        )
+        served = found.pop("served")
+        evaluation = {
+            "target": target.text,
+            "run": target.run,
+            "step": target.step,
+            "model": served or (target.model and target.model["id"]),
+            "endpoint": endpoint and endpoint.url,
+            "environment": self.reference,
+            "params": self.environment["params"],
+            "reward": self.environment["reward"],
+            "thinking": None if endpoint else settings["thinking"],
+            **found,
+        }
+        complain(evaluation)
+        return self._keep(evaluation)
+
+    def _keep(self, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep it; where that fails, what was found is not lost on the user yet."""
+        from flash.evaluations import EvaluationStore
+
         try:
-            return _base_model(app, text)
-        except ModelUnavailable as no_model:
-            message = f"{no_run.message}, and {no_model.message}"
-            raise UsageError(message, hint=no_model.hint) from None
+            return EvaluationStore(self.app.home).keep(evaluation)
+        except StoreError as error:
+            warn(f"the evaluation is not kept: {error.message}", hint=error.hint)
+            unkept = dict.fromkeys(("evaluation", "created_s", "flash", "format"))
+            return {**unkept, **evaluation}
 
 
-def _run(plane: Plane, text: str) -> Target:
-    from flash.job import Job
-    from flash.plane.store import RunStore
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    from flash.comparison import compare, incomparable
 
-    adapter = plane.adapter(text)
-    store = RunStore(plane.store(plane.find(text.partition("/")[0]).id))
-    job = Job.from_dict(store.job())
-    return Target(
-        model=job.model,
-        adapter=adapter,
-        thinking=job.spec["thinking"],
-        environment={
-            "plugin": job.environment["plugin"],
-            "folder": str(store.path / "environment"),
-            **{name: job.spec["environment"][name] for name in ("params", "pip", "split")},
-            "secrets": list(job.spec["environment"]["secrets"]),
-            "reward": job.spec["reward"],
-            "env": job.spec["worker_env"],
-        },
-    )
-
-
-def _base_model(app: App, text: str) -> Target:
-    from flash.models import choose_model
-    from flash.spec.secrets import SecretFinder
-
-    finder = SecretFinder(app.host, [Path.cwd()])
-    chosen = choose_model(text, Path.cwd(), app.host, app.home, secret=finder.find, offline=False)
-    return Target(model={"id": chosen.id, "plugin": chosen.plugin})
-
-
-def _elsewhere(app: App, reference: str, target: Target) -> dict[str, Any]:
-    """Return the environment that --environment names, loaded without params."""
-    from flash.environments import locate
-    from flash.foreground import environment_request
-    from flash.spec.model import EnvironmentTable
-
-    table = EnvironmentTable(id=reference)
-    located = locate(table, Path.cwd(), app.host, app.home)
-    worker_env = target.environment["env"] if target.environment else {}
-    return environment_request(table, located, worker_env)
-
-
-def _show(result: Mapping[str, Any]) -> None:
-    if result["n"]:
-        low, high = result["interval"]
-        out(
-            f"success  {result['success']:.1%}  (95 %: {low:.1%} to {high:.1%})  "
-            f"of {result['n']} rows of {result['split']}",
-            bold=True,
-        )
-        between = ""
-        if result["mean_interval"]:
-            low, high = result["mean_interval"]
-            between = f"  (95 %: {low:.3f} to {high:.3f})"
-        out(f"mean     {result['mean']:.3f}{between}")
-        width = max((len(name) for name in result["metrics"]), default=0)
-        for name, value in result["metrics"].items():
-            out(f"  {name:<{width}}  {value:.3f}")
-    speed = result["tokens_per_s"]
-    out(
-        f"{result['seconds']:.1f} s" + (f", {speed:.0f} tokens/s sampled" if speed else ""),
-        dim=True,
-    )
-
-
-def _complain(result: Mapping[str, Any]) -> None:
-    """Say what the numbers leave out; no number at all is a failure."""
-    if result["truncated"]:
-        warn(
-            f"{result['truncated']} answers were cut at {result['max_tokens']} tokens",
-            hint="if they should be longer: --max-tokens",
-        )
-    failures = [row for row in result["rows"] if row["error"]]
-    if not result["n"]:
-        reason = failures[0]["error"] if failures else "the split has no rows"
-        raise FlashError(f"no row could be scored: {reason}")
-    if failures:
-        shown = "; ".join(f"{row['id']}: {row['error']}" for row in failures[:_SHOWN_ERRORS])
-        warn(f"{len(failures)} rows could not be scored and are left out: {shown}")
+    if reason := incomparable(before, after):
+        raise FlashError(f"{before['target']} and {after['target']} cannot be compared: {reason}")
+    return compare(before, after)

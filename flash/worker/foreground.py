@@ -100,16 +100,25 @@ def _check(
 def _evaluate(
     request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
 ) -> dict[str, Any]:
+    from flash.endpoint import Endpoint
     from flash.evaluate import Evaluation, evaluate
 
+    asked = request["environment"]
+    digest = folder_digest(Path(asked["folder"]))  # before user code may write there
     environment = environment_of(request, secrets, report)
-    asked = Evaluation(
-        model=_model_of(request["model"], secrets, report),
-        adapter=Path(request["adapter"]) if request["adapter"] else None,
-        trained_on=request["environment"]["split"],
-        **request["settings"],
+    adapter = Path(request["adapter"]) if request["adapter"] else None
+    if endpoint := request["endpoint"]:
+        key = secrets.get(endpoint["key"])
+        model: Path | Endpoint = Endpoint(endpoint["url"], endpoint["model"], key)
+    else:
+        model = _model_of(request["model"], secrets, report)
+    settings = Evaluation(
+        model=model, adapter=adapter, trained_on=asked["split"], **request["settings"]
     )
-    return evaluate(asked, environment, report)
+    return evaluate(settings, environment, report) | {
+        "digest": digest,
+        "adapter": folder_digest(adapter) if adapter else None,
+    }
 
 
 def _preview(

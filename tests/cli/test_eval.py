@@ -180,6 +180,7 @@ def test_a_base_model_is_scored_on_the_held_out_rows(shell, tiny_model):
 
     assert list(result) == list(JSON_KEYS)
     assert list(result["rows"][0]) == list(ROW_KEYS)
+    assert result["against"] is None
     assert result["split"] == "eval"
     assert (result["n"], result["errors"]) == (3, 1)
     assert result["success"] == 1.0
@@ -197,7 +198,7 @@ def test_the_table_shows_score_and_interval_and_what_was_left_out(shell, tiny_mo
 
     assert done.returncode == 0
     assert "success  100.0%  (95 %: 43.9% to 100.0%)  of 3 rows of eval" in done.stdout
-    assert "1 rows could not be scored" in done.stderr
+    assert "1 answers could not be scored" in done.stderr
     assert "4 answers were cut at 4 tokens" in done.stderr
     assert "a scorer may print" not in done.stdout + done.stderr
 
