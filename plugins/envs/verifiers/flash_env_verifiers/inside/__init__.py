@@ -1,0 +1,1 @@
+"""Runs in the other interpreter, which finds these modules by this folder and not as a package."""

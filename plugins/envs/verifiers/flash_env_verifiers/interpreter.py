@@ -1,0 +1,82 @@
+"""
+The interpreter that has verifiers: made once for a set of packages and kept.
+
+verifiers pins packages that Flash runs with in other versions (openai below 3, mcp 2.0.0), so that
+one environment cannot hold both.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from flash.api import EnvironmentFault, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+LIBRARY: Final = "verifiers~=0.4.0"
+
+
+def find_interpreter(python: str) -> Path:
+    """Return the interpreter that `params.python` names."""
+    path = Path(python).expanduser()
+    if not path.is_file():
+        raise EnvironmentFault(
+            f"environment.params.python: {python} does not exist",
+            hint=f"name a Python that has {LIBRARY}, or drop the line and Flash makes one",
+        )
+    return path
+
+
+def make_interpreter(packages: Sequence[str], home: Path, report: Callable[[str], None]) -> Path:
+    """
+    Return a Python below `home` with verifiers and `packages`, installing them first if need be.
+
+    Safe to call from several processes at once. Raises `EnvironmentFault` for packages that cannot
+    be had.
+    """
+    requirements = [LIBRARY, *sorted(packages)]
+    identity = [requirements, sys.version, platform.machine()]
+    folder = home / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            ready = folder / "ready"
+            if not ready.is_file():
+                report(f"installing {', '.join(requirements)}, once; this takes a minute")
+                shutil.rmtree(folder, ignore_errors=True)
+                _install(requirements, folder)
+                ready.touch()
+    except OSError as error:
+        raise StoreError(
+            f"cannot make the interpreter for verifiers in {folder}: {error.strerror or error}"
+        ) from error
+    return folder / "bin" / "python"
+
+
+def _install(requirements: Sequence[str], folder: Path) -> None:
+    _run([sys.executable, "-P", "-m", "venv", str(folder)], "make an environment for verifiers")
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "--no-input", "--disable-pip-version-check"]
+    _run([*pip, "install", "--quiet", "--", *requirements], f"install {', '.join(requirements)}")
+
+
+def _run(command: Sequence[str], purpose: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return
+    errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+    reason = " ".join(errors).replace("ERROR: ", "") or (done.stderr or done.stdout).strip()[-500:]
+    raise EnvironmentFault(
+        f"cannot {purpose}: {reason}",
+        hint="check the names in environment.params.packages, and that the package index can be "
+        "reached; environment.params.python names an interpreter that has them",
+    )

@@ -1,0 +1,5 @@
+"""As environments were written before verifiers 0.4."""
+
+
+def load_environment():
+    return None
