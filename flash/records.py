@@ -7,6 +7,7 @@ import string `"package.module:attribute"`.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import attrs
@@ -230,10 +231,10 @@ class RewardPlugin:
     make: Callable[[PluginContext, Any], RewardAdapter] = attrs.field(validator=_callable)
     config: type = attrs.field(validator=[_config_class, _no_weight])
     secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
-    table: type = attrs.field(init=False, repr=False, eq=False)
 
-    @table.default
-    def _table(self) -> type:
+    @cached_property
+    def table(self) -> type:
+        """The class of `[reward.<name>]`: the settings of `config`, and `weight`."""
         return weighted(self.config)
 
 
