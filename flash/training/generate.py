@@ -60,7 +60,7 @@ class OwnSampler:
         """Yield each prompt's place and completion as they end; prompts are not empty."""
         if not prompts:
             return
-        endings = _Endings(self._model, self._tokenizer, sampling.stop_sequences)
+        endings = Endings(self._model, self._tokenizer, sampling.stop_sequences)
         rows = [_Row(place, prompt, endings) for place, prompt in enumerate(prompts)]
         with evaluating(self._model), merged(self._model) as base:
             here = _can_decode(base)
@@ -76,7 +76,7 @@ class OwnSampler:
         """Do nothing: nothing is held between calls."""
 
 
-class _Endings:
+class Endings:
     """What ends an answer: stop tokens, and stop sequences in its text."""
 
     def __init__(self, model: Any, tokenizer: Any, sequences: Sequence[str]) -> None:
@@ -109,7 +109,7 @@ class _Endings:
 class _Row:
     """One answer in the making."""
 
-    def __init__(self, place: int, prompt: Prompt, endings: _Endings) -> None:
+    def __init__(self, place: int, prompt: Prompt, endings: Endings) -> None:
         self.place = place
         self.prompt = tuple(prompt.tokens)
         self.max_tokens = prompt.max_tokens
