@@ -17,13 +17,19 @@ COMMANDS = {
     "checkpoints": ("flash.cli.checkpoints:checkpoints", "List a run's checkpoints."),
     "rollouts": ("flash.cli.rollouts:rollouts", "Show what a run sampled and what it was worth."),
     "eval": ("flash.cli.eval:eval_", "Score a run, a checkpoint or a model on held-out rows."),
+    "eval list": ("flash.cli.evaluations:evaluations", "List the evaluations that are kept."),
+    "compare": ("flash.cli.compare:compare", "Show what two runs, or two evaluations, differ in."),
     "env": ("flash.cli.env:env", "Look at an environment: preview its rows."),
     "models": ("flash.cli.models:models", "List the base models known here."),
     "plugins": ("flash.cli.plugins:plugins", "List the plugins and say what is wrong with one."),
     "schema": ("flash.cli.schema:schema", "Write the JSON Schema of the TOML for editors."),
     "version": ("flash.cli.version:version", "Show the version and what it runs on."),
 }
-"""Name -> (import string of its click command, help line), in the order help shows them."""
+"""
+Name -> (import string of its click command, help line), in the order help shows them.
+
+A verb of two words wins over the first word with an argument.
+"""
 
 OPTIONS = (
     ("--debug", "Show the traceback of an error."),

@@ -9,7 +9,12 @@ import attrs
 import click
 
 from flash.cli.app import App, pass_app
-from flash.cli.evaluation_view import complain, show_difference, show_evaluation
+from flash.cli.evaluation_view import (
+    complain,
+    refuse_without_scores,
+    show_difference,
+    show_evaluation,
+)
 from flash.cli.output import note, print_json, warn
 from flash.errors import FlashError, StoreError, UsageError
 
@@ -177,9 +182,10 @@ def eval_(
         difference = _difference(kept, result)
     if as_json:
         print_json(result | {"against": kept and {**kept, "difference": difference}})
-        return
-    show_evaluation(result)
-    if kept and difference:
+    else:
+        show_evaluation(result)
+    complain(result)
+    if kept and difference and not as_json:
         show_difference(kept, difference)
 
 
@@ -303,7 +309,7 @@ class _Evaluator:
             "thinking": None if endpoint else settings["thinking"],
             **found,
         }
-        complain(evaluation)
+        refuse_without_scores(evaluation)
         return self._keep(evaluation)
 
     def _keep(self, evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,8 +108,17 @@ def _between(gain: Mapping[str, Any], form: str) -> str:
     return f"{form.format(gain['gain'])} (95 %: {ends})"
 
 
+def refuse_without_scores(result: Mapping[str, Any]) -> None:
+    """Raise `FlashError` where nothing was scored, with the first reason."""
+    sets = [result, *result["suites"].values()]
+    if not any(one["n"] for one in sets):
+        reasons = (row["error"] for one in sets for row in one["rows"] if row["error"])
+        reason = next(reasons, "the split has no rows")
+        raise FlashError(f"no row could be scored: {reason}")
+
+
 def complain(result: Mapping[str, Any]) -> None:
-    """Say what the numbers leave out; no number at all is a failure."""
+    """Say what the numbers leave out."""
     sets = [result, *result["suites"].values()]
     truncated = sum(one["truncated"] for one in sets)
     if truncated:
@@ -118,9 +127,6 @@ def complain(result: Mapping[str, Any]) -> None:
             hint="if they should be longer: --max-tokens",
         )
     failures = [row for one in sets for row in one["rows"] if row["error"]]
-    if not any(one["n"] for one in sets):
-        reason = failures[0]["error"] if failures else "the split has no rows"
-        raise FlashError(f"no row could be scored: {reason}")
     if failures:
         shown = "; ".join(f"{row['id']}: {row['error']}" for row in failures[:_SHOWN_ERRORS])
         warn(f"{len(failures)} answers could not be scored and are left out: {shown}")

@@ -49,6 +49,8 @@ class Verbs(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the verb that `args` starts with; an unknown one raises `UsageError`."""
         name, *rest = args
+        if rest and f"{name} {rest[0]}" in COMMANDS:
+            name, rest = f"{name} {rest[0]}", rest[1:]
         command = self.get_command(ctx, name)
         if command is None:
             added = ctx.ensure_object(App).host.all("command")
