@@ -8,20 +8,27 @@ import click
 
 from flash.cli.app import App, pass_app
 from flash.cli.output import note, print_json, table
+from flash.cli.progress import measure_of
 
 if TYPE_CHECKING:
-    from flash.plane.plane import Plane
+    from collections.abc import Sequence
+
+    from flash.cli.progress import Measure
+    from flash.worker.checkpoints import Checkpoint
 
 JSON_KEYS: Final = {
     "checkpoint": "`RUN/step-N`, as `flash eval` takes it",
     "step": "N",
     "loss": "the held-out loss there, or null where it was not measured",
-    "best": "whether that is the lowest of all",
+    "reward": "the mean reward on held-out tasks there, or null where it was not measured",
+    "best": "whether that is the highest reward of all, or the lowest loss",
     "last": "whether it is the newest",
     "created_s": "when it was saved, in seconds since 1970",
     "size_bytes": "of all its files",
     "adapter": "the folder of its adapter",
 }
+
+_HELD_OUT = "eval_"
 
 
 @click.command()
@@ -29,47 +36,55 @@ JSON_KEYS: Final = {
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @pass_app
 def checkpoints(app: App, run: str, *, as_json: bool) -> None:
-    """List the complete checkpoints of RUN; `best` has the lowest held-out loss."""
+    """
+    List the complete checkpoints of RUN.
+
+    `best` has the highest held-out reward, or the lowest held-out loss of a run without rewards.
+    """
     from flash.plane.plane import Plane
 
     plane = Plane(app.home)
     record = plane.find(run)
-    found = list_checkpoints(plane, record.id)
+    saved = plane.checkpoints(record.id)
+    measure = measure_of(name.removeprefix(_HELD_OUT) for one in saved for name in one.metrics)
+    found = _described(record.id, saved, measure)
     if as_json:
         print_json(found)
     elif not found:
         note(f"{record.id} has no complete checkpoint")
     else:
+        title = f"held-out {measure.name}"
         table(
-            ("checkpoint", "held-out loss", "size", ""),
+            ("checkpoint", title, "size", ""),
             [
                 (
                     item["checkpoint"],
-                    "" if item["loss"] is None else f"{item['loss']:.4f}",
+                    "" if item[measure.name] is None else measure.form.format(item[measure.name]),
                     f"{item['size_bytes'] / 1e6:.1f} MB",
                     " ".join(mark for mark in ("best", "last") if item[mark]),
                 )
                 for item in found
             ],
-            right=("held-out loss", "size"),
+            right=(title, "size"),
         )
 
 
-def list_checkpoints(plane: Plane, run: str) -> list[dict[str, Any]]:
-    """Return the complete checkpoints by step, with the held-out loss where it was measured."""
-    found = plane.checkpoints(run)
-    losses = {item.step: item.metrics["eval_loss"] for item in found if "eval_loss" in item.metrics}
-    best = min(losses, key=lambda step: losses[step], default=None)
+def _described(run: str, saved: Sequence[Checkpoint], measure: Measure) -> list[dict[str, Any]]:
+    """Return what `--json` prints; the best is the first of those with the best held-out value."""
+    name = f"{_HELD_OUT}{measure.name}"
+    values = {one.step: one.metrics[name] for one in saved if name in one.metrics}
+    best = measure.best(values, key=values.__getitem__, default=None)
     return [
         {
-            "checkpoint": f"{run}/step-{item.step}",
-            "step": item.step,
-            "loss": losses.get(item.step),
-            "best": item.step == best and best is not None,
-            "last": item is found[-1],
-            "created_s": item.created_s,
-            "size_bytes": item.size_bytes,
-            "adapter": str(item.adapter),
+            "checkpoint": f"{run}/step-{one.step}",
+            "step": one.step,
+            "loss": one.metrics.get("eval_loss"),
+            "reward": one.metrics.get("eval_reward"),
+            "best": one.step in values and one.step == best,
+            "last": one is saved[-1],
+            "created_s": one.created_s,
+            "size_bytes": one.size_bytes,
+            "adapter": str(one.adapter),
         }
-        for item in found
+        for one in saved
     ]

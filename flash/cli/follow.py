@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from flash.cli import output
-from flash.cli.progress import Progress, duration, metric_line
+from flash.cli.progress import Progress, duration, held_out_line, metric_line, sparkline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,13 +73,18 @@ class Silence:
 
 
 class Lines:
-    """A line for what happens; of metrics, the first, the last and one every two seconds."""
+    """
+    A line for what happens.
+
+    Of metrics, the first, the last and one every two seconds; of an attempt's phases, each once.
+    """
 
     def __init__(self) -> None:
         self._progress = Progress()
         self._state = ""
         self._waiting: str | None = None
         self._ended = 0
+        self._phases: set[tuple[int, str]] = set()
         self._metric_s = float("-inf")
         self._metric_due = False
 
@@ -92,7 +97,7 @@ class Lines:
                 self._metric_due = True
                 if time.monotonic() - self._metric_s >= _LINE_EVERY_S:
                     self._show_metric()
-            elif (text := sentence(event)) is not None:
+            elif (text := sentence(event)) is not None and self._is_news(event, attempt):
                 (output.warn if event.type == "warning" else output.out)(text)
         for text in retries(update.attempts, self._ended):
             self._ended += 1
@@ -100,6 +105,15 @@ class Lines:
         if update.run.final:
             self._show_metric()
             output.out(f"{update.run.id} {update.run.state}")
+
+    def _is_news(self, event: Event, attempt: int) -> bool:
+        """Say whether it is not a phase that the attempt was in before: some come every step."""
+        if event.type != "phase":
+            return True
+        phase = (attempt, event.data["name"])
+        seen = phase in self._phases
+        self._phases.add(phase)
+        return not seen
 
     def _show_state(self, run: Run) -> None:
         if run.state != self._state and not run.final:
@@ -125,9 +139,7 @@ def sentence(event: Event) -> str | None:
         return str(data["message"])
     if event.type == "checkpoint":
         return f"checkpoint at step {data['step']}"
-    if event.type == "evaluation" and data.get("loss") is not None:
-        return f"held-out loss {data['loss']:.4f} at step {data['step']}"
-    return None
+    return held_out_line(data) if event.type == "evaluation" else None
 
 
 def retries(attempts: Sequence[Attempt], known: int) -> Iterator[str]:
@@ -182,10 +194,10 @@ def panel(run: Run, progress: Progress) -> RenderableType:
     if progress.step is not None and progress.total:
         bar = ProgressBar(total=progress.total, completed=progress.step, width=_BAR_WIDTH)
         lines += [bar, Text(metric_line(progress))]
-    if progress.losses:
-        first = progress.losses[min(progress.losses)]
-        curve = progress.sparkline(SPARKLINE_WIDTH)
-        lines.append(Text(f"loss {first:.3f} {curve}", style="cyan"))
+    name, values = progress.curve
+    if values:
+        curve = sparkline(values, SPARKLINE_WIDTH)
+        lines.append(Text(f"{name} {values[0]:.3f} {curve}", style="cyan"))
     return Group(*lines)
 
 

@@ -11,7 +11,7 @@ import click
 from flash.cli.app import App, pass_app
 from flash.cli.follow import SPARKLINE_WIDTH, Log, Silence, follow, progress_view
 from flash.cli.output import note, out, print_json
-from flash.cli.progress import Progress, duration, metric_line
+from flash.cli.progress import Progress, duration, held_out_since, metric_line, sparkline
 from flash.cli.runs import COLOURS
 
 if TYPE_CHECKING:
@@ -32,9 +32,12 @@ JSON_KEYS: Final = {
     "phase": "what the worker is doing, or null before it started",
     "step": "the optimizer step it has reached, or null",
     "total": "the steps there will be, or null",
-    "metrics": "the numbers of that step by name, such as `loss` and `tokens_per_s`",
-    "evaluation": "the newest held-out `loss` and its `step`; empty before the first",
+    "metrics": "the numbers of that step by name, such as `loss`, `reward` and `tokens_per_s`",
+    "evaluation": "the newest held-out `loss`, or `reward` and `success`, with their `step`; empty "
+    "before the first",
+    "evaluations": "every one of them, by step; one of step 0 is from before training",
     "losses": "`[step, loss]` of every step that was logged",
+    "rewards": "the same of the mean reward; empty where nothing was sampled",
     "warnings": "what the worker warned of",
     "adapter": "the folder of the final adapter, or null",
     "store": "the folder that holds all that the run leaves",
@@ -135,7 +138,9 @@ def describe(plane: Plane, record: Run) -> dict[str, Any]:
         "total": progress.total,
         "metrics": progress.metrics,
         "evaluation": progress.evaluation,
-        "losses": [[step, loss] for step, loss in sorted(progress.losses.items())],
+        "evaluations": [numbers for _, numbers in sorted(progress.evaluations.items())],
+        "losses": [[step, loss] for step, loss in sorted(progress.curves["loss"].items())],
+        "rewards": [[step, mean] for step, mean in sorted(progress.curves["reward"].items())],
         "warnings": progress.warnings,
         "adapter": str(final.adapter) if final else None,
         "store": str(plane.store(record.id)),
@@ -174,10 +179,11 @@ def _facts(plane: Plane, record: Run, progress: Progress) -> Iterator[str]:
         yield f"phase: {progress.phase}"
     if progress.step is not None:
         yield metric_line(progress)
-        yield f"loss  {progress.sparkline(SPARKLINE_WIDTH)}"
-    if progress.evaluation.get("loss") is not None:
-        step, loss = progress.evaluation["step"], progress.evaluation["loss"]
-        yield f"held-out loss {loss:.4f} at step {step}"
+        name, values = progress.curve
+        yield f"{name}  {sparkline(values, SPARKLINE_WIDTH)}"
+    held_out = held_out_since(progress)
+    if held_out:
+        yield held_out
     attempts = plane.attempts(record.id)
     if len(attempts) > 1 or record.state == "failed":
         for attempt in attempts:

@@ -3,7 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flash.cli.progress import Progress, duration, metric_line
+from flash.cli.progress import (
+    Progress,
+    duration,
+    held_out_line,
+    held_out_since,
+    metric_line,
+    sparkline,
+)
 from flash.plane.tail import EventTail
 from flash.values import Event
 from flash.worker.reporter import EventReporter
@@ -20,7 +27,7 @@ def test_progress_keeps_the_last_numbers_and_the_curve():
 
     assert (progress.phase, progress.step, progress.total) == ("train", 2, 10)
     assert progress.metrics == {"loss": 2.0}
-    assert progress.losses == {1: 3.0, 2: 2.0}
+    assert progress.curve == ("loss", [3.0, 2.0])
 
 
 def test_a_step_that_a_later_attempt_repeats_is_overwritten():
@@ -28,7 +35,7 @@ def test_a_step_that_a_later_attempt_repeats_is_overwritten():
 
     progress.take([metric(1, 3.0), metric(2, 9.0), metric(2, 2.0)])
 
-    assert progress.losses == {1: 3.0, 2: 2.0}
+    assert progress.curve == ("loss", [3.0, 2.0])
 
 
 def test_a_loss_that_is_no_number_does_not_break_the_curve():
@@ -36,7 +43,7 @@ def test_a_loss_that_is_no_number_does_not_break_the_curve():
 
     progress.take([metric(1, 3.0), metric(2, None)])
 
-    assert progress.losses == {1: 3.0}
+    assert progress.curve == ("loss", [3.0])
     assert "loss" not in metric_line(progress)
 
 
@@ -45,13 +52,59 @@ def test_a_loss_that_is_no_number_does_not_break_the_curve():
     st.integers(0, 80),
 )
 def test_a_sparkline_has_at_most_its_width_and_spans_the_bars(losses, width):
-    progress = Progress(losses=dict(enumerate(losses)))
-
-    line = progress.sparkline(width)
+    line = sparkline(losses, width)
 
     assert len(line) == min(width, len(losses))
     if len(set(losses)) > 1 and width >= len(losses):
         assert {"▁", "█"} <= set(line)
+
+
+def practised(step, reward, **more):
+    return metric(step, 0.01, reward=reward, success=0.18, **more)
+
+
+def test_a_run_that_has_rewards_is_followed_by_them():
+    progress = Progress()
+
+    progress.take([practised(1, 0.2), practised(2, 0.412, rollout_tokens_per_s=120.0, eta_s=240.0)])
+
+    assert progress.curve == ("reward", [0.2, 0.412])
+    assert metric_line(progress) == (
+        "step 2/10  reward 0.412  success 18%  120 tokens/s  4 min 0 s left"
+    )
+
+
+def test_shares_of_what_went_wrong_are_shown_where_there_are_some():
+    progress = Progress()
+
+    progress.take([practised(1, 0.0, flat_groups=0.25, truncated=0.0, unscored=0.0)])
+
+    assert metric_line(progress) == "step 1/10  reward 0.000  success 18%  flat groups 25%"
+
+
+def evaluated(step, **numbers):
+    return (1, Event("evaluation", 0.0, {"step": step, **numbers}))
+
+
+def test_held_out_numbers_are_those_that_there_are():
+    assert held_out_line({"step": 4, "loss": 1.25, "best": 1.0}) == "held-out loss 1.2500 at step 4"
+    assert held_out_line({"step": 4, "reward": None}) is None
+    assert held_out_line({}) is None
+    assert held_out_line({"step": 20, "reward": 0.53, "success": 0.41}) == (
+        "held-out reward 0.530, success 41% at step 20"
+    )
+
+
+def test_held_out_numbers_are_compared_with_those_from_before_training():
+    progress = Progress()
+    progress.take([evaluated(0, reward=0.31, success=0.12)])
+
+    assert held_out_since(progress) == "held-out reward 0.310, success 12% at step 0"
+    progress.take([evaluated(20, reward=0.53, success=0.41)])
+    assert progress.evaluation == {"step": 20, "reward": 0.53, "success": 0.41}
+    assert held_out_since(progress) == (
+        "held-out reward 0.530, success 41% at step 20; before training reward 0.310, success 12%"
+    )
 
 
 def test_durations_read_as_people_say_them():

@@ -114,6 +114,27 @@ def test_checkpoints_for_people(saved, flash):
     assert lines[3] == [f"{saved}/step-5", "1.3750", "0.0", "MB", "last"]
 
 
+def test_of_a_run_with_rewards_the_best_checkpoint_has_the_highest(bench, flash):
+    run = bench.submit("", memory_gib=1e6)
+    checkpoints = CheckpointStore(bench.plane.store(run))
+    for step, metrics in ((2, {"eval_reward": 0.5}), (4, {"eval_reward": 0.75}), (5, {})):
+        checkpoints.save(
+            step, lambda folder: (folder / "w").touch(), metrics={"reward": 0.9, **metrics}
+        )
+
+    listed = json.loads(flash("checkpoints", run, "--json")[1])
+    lines = [line.split() for line in flash("checkpoints", run)[1].splitlines()]
+
+    assert [(item["reward"], item["best"]) for item in listed] == [
+        (0.5, False),
+        (0.75, True),
+        (None, False),
+    ]
+    assert lines[0] == ["checkpoint", "held-out", "reward", "size"]
+    assert lines[2] == [f"{run}/step-4", "0.750", "0.0", "MB", "best"]
+    assert lines[3] == [f"{run}/step-5", "0.0", "MB", "last"]
+
+
 def test_a_run_without_checkpoints_says_so(bench, flash):
     run = bench.submit("", memory_gib=1e6)
 

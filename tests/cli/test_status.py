@@ -20,6 +20,16 @@ METRICS = (
     "say('warning', message='3 rows were dropped')\n"
     "say('done', steps=4)\n"
 )
+PRACTICE = (
+    "say('evaluation', step=0, reward=0.25, success=0.125, best=0.0)\n"
+    "for step in range(1, 5):\n"
+    "    say('phase', name='rollout')\n"
+    "    say('phase', name='train')\n"
+    "    say('metric', step=step, total=4, reward=step / 4, success=0.5, loss=0.0,\n"
+    "        flat_groups=0.25, rollout_tokens_per_s=100.0, eta_s=9.0)\n"
+    "say('evaluation', step=4, reward=0.75, success=0.5, best=1.0)\n"
+    "say('done', steps=4)\n"
+)
 SLEEP = "note_pid(); time.sleep(300)\n"
 FAIL = (
     "for number in range(50): print('line', number, flush=True)\n"
@@ -55,6 +65,9 @@ def test_json_is_the_contract(bench, flash):
     assert (status["step"], status["total"], status["phase"]) == (4, 4, "train")
     assert status["metrics"] == {"loss": 1.0, "tokens_per_s": 100.0, "eta_s": 9.0}
     assert status["evaluation"] == {"step": 4, "loss": 1.25}
+    assert status["evaluations"] == [status["evaluation"]]
+    assert status["losses"] == [[1, 4.0], [2, 2.0], [3, 4 / 3], [4, 1.0]]
+    assert status["rewards"] == []
     assert status["warnings"] == ["3 rows were dropped"]
     assert status["adapter"] == str(bench.plane.store(run) / "adapter")
     [attempt] = status["attempts"]
@@ -84,6 +97,31 @@ def test_a_done_run_shows_its_curve_and_what_to_do_next(bench, flash):
     for expected in ("step 4/4", "loss 1.0000", "█▃▂▁", "held-out loss 1.2500", "3 rows were"):
         assert expected in said
     assert said.splitlines()[-2].split()[:3] == ["flash", "eval", run]
+
+
+def test_a_run_that_practised_shows_its_reward(bench, flash):
+    run = bench.submit(PRACTICE)
+    bench.wait(run)
+
+    said = flash("status", run)[1]
+    status = json.loads(flash("status", run, "--json")[1])
+
+    assert "step 4/4  reward 1.000  success 50%  flat groups 25%  100 tokens/s\n" in said
+    assert "reward  ▁▃▆█\n" in said
+    assert (
+        "held-out reward 0.750, success 50% at step 4; before training reward 0.250, success 12%\n"
+    ) in said
+    assert status["rewards"] == [[1, 0.25], [2, 0.5], [3, 0.75], [4, 1.0]]
+    assert [one["step"] for one in status["evaluations"]] == [0, 4]
+
+
+def test_a_phase_that_comes_with_every_step_is_said_once(bench, flash):
+    run = bench.submit(PRACTICE)
+
+    said = flash("status", run, "--follow")[1]
+
+    assert said.count("phase: rollout") == said.count("phase: train") == 1
+    assert "held-out reward 0.250, success 12% at step 0" in said
 
 
 def test_a_failed_run_shows_reason_then_log_then_where_it_is(bench, flash):
