@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flash.api import EnvironmentPlugin, hookimpl
+from flash.api import EnvironmentPlugin, Problem, hookimpl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,3 +38,31 @@ def flash_register_environments() -> list[EnvironmentPlugin]:
             make=_make,
         )
     ]
+
+
+@hookimpl
+def flash_review_plan(plan: Any) -> list[Problem]:
+    """Refuse to learn from scores where only gold answers are: rows have no score of their own."""
+    if plan.environment is None or plan.environment.plugin != "jsonl":
+        return []
+    if plan.spec.algorithm == "sft":
+        return []
+    adapters = set(plan.spec.reward) - {"environment"}
+    if not adapters:
+        return [
+            Problem(
+                "reward",
+                f"rows in JSONL have no score of their own, and {plan.spec.algorithm} learns from "
+                "scores",
+                "add a reward table, as in [reward.exact-match] weight = 1.0",
+            )
+        ]
+    if "environment" in plan.spec.reward:
+        return [
+            Problem(
+                "reward.environment",
+                "rows in JSONL have no score of their own that could count",
+                "remove the table",
+            )
+        ]
+    return []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
-from flash_env_jsonl import flash_register_environments
+from flash_env_jsonl import flash_register_environments, flash_review_plan
 from flash_env_jsonl.loader import JsonlLoader
 
 from flash.api import Environment, EnvironmentFault, EnvironmentLoader, Episode
@@ -71,6 +72,28 @@ def test_rows_alone_give_no_score_and_say_what_to_add(folder):
 
     assert [reward.score for reward in rewards] == [None, None]
     assert "[reward.exact-match]" in rewards[0].error
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "tables", "plugin", "path"),
+    [
+        ("grpo", [], "jsonl", "reward"),
+        ("grpo", ["environment"], "jsonl", "reward"),
+        ("grpo", ["environment", "math"], "jsonl", "reward.environment"),
+        ("grpo", ["math"], "jsonl", None),
+        ("grpo", [], "freesolo", None),
+        ("sft", [], "jsonl", None),
+    ],
+)
+def test_a_plan_that_would_learn_from_scores_that_rows_have_not_is_refused(
+    algorithm, tables, plugin, path
+):
+    plan = SimpleNamespace(
+        environment=SimpleNamespace(plugin=plugin),
+        spec=SimpleNamespace(algorithm=algorithm, reward=dict.fromkeys(tables)),
+    )
+
+    assert [problem.path for problem in flash_review_plan(plan)] == [path] * (path is not None)
 
 
 def test_rows_are_counted_and_checked_before_anything_runs(folder):

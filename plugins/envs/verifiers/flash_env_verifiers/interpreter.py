@@ -2,7 +2,8 @@
 The interpreter that has verifiers: made once for a set of packages and kept.
 
 verifiers pins packages that Flash runs with in other versions (openai below 3, mcp 2.0.0), so that
-one environment cannot hold both.
+one environment cannot hold both. `python -m flash_env_verifiers.interpreter HOME [PACKAGE…]` makes
+it ahead of the first run, in `~/.flash/plugins/verifiers` or wherever HOME is, and prints its path.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from flash.api import EnvironmentFault, StoreError
+from flash.api import EnvironmentFault, FlashError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import TextIO
 
 LIBRARY: Final = "verifiers~=0.4.0"
 
@@ -45,7 +47,7 @@ def make_interpreter(packages: Sequence[str], home: Path, report: Callable[[str]
     """
     requirements = [LIBRARY, *sorted(packages)]
     identity = [requirements, sys.version, platform.machine()]
-    folder = home / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    folder = home.absolute() / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     try:
         home.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".lock").open("w") as lock:
@@ -80,3 +82,25 @@ def _run(command: Sequence[str], purpose: str) -> None:
         hint="check the names in environment.params.packages, and that the package index can be "
         "reached; environment.params.python names an interpreter that has them",
     )
+
+
+def main() -> None:
+    """Make the interpreter that the command line asks for."""
+    home, *packages = sys.argv[1:] or sys.exit(
+        "which folder? ~/.flash/plugins/verifiers is Flash's"
+    )
+    try:
+        python = make_interpreter(
+            packages, Path(home).expanduser(), lambda text: _say(sys.stderr, text)
+        )
+    except FlashError as error:
+        sys.exit(f"error: {error.message}\nhint: {error.hint}")
+    _say(sys.stdout, str(python))
+
+
+def _say(stream: TextIO, text: str) -> None:
+    stream.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    main()
