@@ -19,7 +19,6 @@ from flash_algorithm_grpo.recipe import HELD_OUT_TASKS, episodes_a_pass
 from flash_algorithm_grpo.watch import Watch
 
 if TYPE_CHECKING:
-
     from flash.api import Task, WorkerContext
     from flash.training.sampler import Sampler
 
@@ -108,15 +107,15 @@ def _sampler(context: WorkerContext, model: Any, tokenizer: Any) -> Sampler:
         return OwnSampler(model, tokenizer)
     from flash.training.vllm import VllmSampler
 
+    context.reporter.log("starting a vLLM server, which takes a minute or so")
     return VllmSampler(
-        context.model,
+        model,
         tokenizer,
-        python=config.vllm_python,
-        rank=config.lora_rank,
-        max_length=config.max_length,
+        Sampling(config.max_tokens, config.temperature, config.top_p),
+        base=context.model,
         workdir=context.workdir,
-        seed=context.seed,
-        report=context.reporter.log,
+        max_length=config.max_length,
+        python=config.vllm_python,
     )
 
 

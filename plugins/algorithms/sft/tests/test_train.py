@@ -16,19 +16,11 @@ from flash_algorithm_sft.config import SftConfig
 from flash_algorithm_sft.train import run, train
 from safetensors.torch import load_file, save_file
 
-from flash.api import FlashError, ModelCard, SpecError, Task, TrainingDataError
+from flash.api import FlashError, SpecError, Task, TrainingDataError
 from flash.testing.models import make_tiny_model
+from flash.testing.worker import Checkpoints, Context, Reports
 from flash.training.hotpath import HotPath
 
-CARD = ModelCard(
-    id="org/tiny",
-    parameters=50_000,
-    context_tokens=512,
-    hidden_size=32,
-    layers=2,
-    intermediate_size=64,
-    vocabulary=260,
-)
 SETTINGS = {
     "lora_rank": 4,
     "lora_alpha": 8.0,
@@ -81,85 +73,6 @@ class Rows:
 
     def tools(self, task):
         return task.data.get("tools")
-
-
-@attrs.define
-class Reports:
-    """A reporter that keeps what it is told."""
-
-    steps: list[dict[str, float]] = attrs.field(factory=list)
-    evaluations: list[dict[str, float]] = attrs.field(factory=list)
-    phases: list[str] = attrs.field(factory=list)
-    logs: list[str] = attrs.field(factory=list)
-    warnings: list[str] = attrs.field(factory=list)
-
-    def phase(self, name):
-        self.phases.append(name)
-
-    def metrics(self, step, total, **values):
-        self.steps.append({"step": step, "total": total, **values})
-
-    def evaluation(self, step, **values):
-        self.evaluations.append({"step": step, **values})
-
-    def log(self, message):
-        self.logs.append(message)
-
-    def warning(self, message):
-        self.warnings.append(message)
-
-
-@attrs.define
-class Saved:
-    step: int
-    folder: Path
-    metrics: dict[str, float]
-
-
-@attrs.define
-class Checkpoints:
-    """Checkpoints in a folder, committed at once."""
-
-    root: Path
-    saved: list[Saved] = attrs.field(factory=list)
-
-    def newest(self):
-        return max(self.saved, key=lambda one: one.step, default=None)
-
-    def save(self, step, write, *, metrics):
-        folder = self.root / f"step-{step:06d}"
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            write(folder)
-            self.saved.append(Saved(step, folder, dict(metrics)))
-
-    def save_final(self, write):
-        self.final.mkdir(parents=True)
-        write(self.final)
-
-    @property
-    def final(self):
-        return self.root / "adapter"
-
-
-@attrs.define(kw_only=True)
-class Context:
-    config: SftConfig
-    environment: Rows
-    model: Path
-    workdir: Path
-    checkpoints: Checkpoints
-    reporter: Reports = attrs.field(factory=Reports)
-    card: ModelCard = CARD
-    thinking: bool = False
-    seed: int = 3
-    split: str = "train"
-    init_adapter: Path | None = None
-    stop_after: int | None = None
-
-    def stop(self):
-        # Asked at the end of a step, before its report.
-        return self.stop_after is not None and len(self.reporter.steps) + 1 >= self.stop_after
 
 
 @pytest.fixture(autouse=True)
