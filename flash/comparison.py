@@ -179,4 +179,6 @@ def _notes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]
 
 def _shown(value: Any) -> str:
     text = str(value)
+    if text.startswith("sha256:"):
+        return text[:19]
     return text if len(text) <= 80 else f"{text[:79]}…"  # noqa: PLR2004 - part of a sentence

@@ -34,9 +34,18 @@ CONCURRENCY: Final = 8
 RETRIES: Final = 4
 MOST_BYTES: Final = 16 << 20
 _MOST_FAILURES = 5
+_TOLD = 8
+"""How often at most a batch says how far it is."""
 _TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 _OK, _REQUEST_REFUSED = 200, frozenset({400, 413, 422})
 _SHOWN = 300
+_CAUSES = (
+    "Connection refused",
+    "Name or service not known",
+    "Remote end closed connection",
+    "reset by peer",
+    "timed out",
+)
 
 
 def is_endpoint(target: str) -> bool:
@@ -142,7 +151,8 @@ class ServedModel:
             asked = {pool.submit(self._ask, one): place for place, one in enumerate(questions)}
             for done, future in enumerate(as_completed(asked), 1):
                 answer = future.result()
-                self._progress(f"sampled {done} of {len(questions)} answers")
+                if done * _TOLD // len(asked) > (done - 1) * _TOLD // len(asked):
+                    self._progress(f"sampled {done} of {len(asked)} answers")
                 yield asked[future], answer
         finally:
             # What is still on its way is of no use, and may take as long as the limit allows.
@@ -312,7 +322,7 @@ def _error_text(content: bytes | bytearray) -> str:
 def _reason(error: BaseException) -> str:
     """Return the innermost cause in few words; requests wraps it several times over."""
     text = str(error)
-    for known in ("Connection refused", "Name or service not known", "timed out", "reset by peer"):
+    for known in _CAUSES:
         if known in text:
             return known
     return text[:_SHOWN]

@@ -59,21 +59,20 @@ def show_difference(before: Mapping[str, Any], difference: Mapping[str, Any]) ->
     kept = f" ({before['evaluation']})" if before["evaluation"] else ""
     whom = f"{before['target']}{kept}"
     if difference["verdict"]:
-        _show_gain(difference, f"than {whom}")
+        _show_gain(difference, whom)
     for name, suite in difference["suites"].items():
-        out(f"suite {name}:")
-        _show_gain(suite, f"than {whom}")
+        _show_gain(suite, whom, f"suite {name}: ")
     for sentence in difference["notes"]:
         warn(f"compared with {whom}, {sentence}")
 
 
-def _show_gain(difference: Mapping[str, Any], than: str) -> None:
+def _show_gain(difference: Mapping[str, Any], whom: str, prefix: str = "") -> None:
     verdict = difference["verdict"]
     if verdict is None:
-        out("no row that both have scored")
+        out(f"{prefix}no row that both have scored")
         return
-    rest = f" {than}" if verdict in _COLOURS else f" ({than.removeprefix('than ')})"
-    out(f"{verdict}{rest}", bold=True, fg=_COLOURS.get(verdict))
+    link = "than" if verdict in _COLOURS else "against"
+    out(f"{prefix}{verdict} {link} {whom}", bold=True, fg=_COLOURS.get(verdict))
     for line in _gains(difference):
         out(f"  {line}")
     opposite = {"better": "worse", "worse": "better"}

@@ -11,9 +11,12 @@ import time
 
 import psutil
 import pytest
+from chat_server import Server, completion
 
-from flash.cli.eval import JSON_KEYS, ROW_KEYS
+from flash.cli import root
+from flash.cli.eval import DIFFERENCE_KEYS, JSON_KEYS, ROW_KEYS
 from flash.environments import folder_digest
+from flash.evaluations import EvaluationStore
 from flash.home import FlashHome
 from flash.job import Job
 from flash.plane.ids import new_run_id
@@ -280,3 +283,154 @@ def test_the_command_itself_imports_no_torch_and_no_user_code(shell, tiny_model)
     )
 
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def flash(shell, monkeypatch, capsys):
+    """Return a function that runs a command line in this process: exit code, stdout, stderr."""
+    for name, value in shell.environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(shell.folder)
+
+    def run(*words):
+        code = root.run([str(word) for word in words])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+SERVER = "https://api.example/v1#model"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((SERVER,), "is a model of a server, so its rows are not known"),
+        ((SERVER, "--environment", "project", "--key-from", "sk-canary-7391aBcD7391eFgH"), "a key"),
+        ((SERVER, "--environment", "project", "--key-from", "A=canary-7391"), "without a value"),
+        ((SERVER, "--environment", "project", "--key-from", "NO_SUCH_KEY"), "has no value"),
+        ((SERVER, "--environment", "project", "--samples", "4", "--temperature", "0"), "greedy"),
+        ((SERVER, "--environment", "project", "--against", "eval-1"), 'no evaluation "eval-1"'),
+        ((SERVER, "--environment", "project", "--against", "no-such"), "no-such"),
+        (("http://api.example/v1", "--environment", "project"), "in the clear"),
+        (("https://a:canary-7391@api.example/v1", "--environment", "project"), "a user"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_asked(flash, words, said):
+    code, _, error = flash("eval", *words)
+
+    assert code == 2
+    assert said in error
+    assert "canary-7391" not in error
+
+
+@pytest.fixture
+def server():
+    served = Server()
+    yield served
+    served.close()
+
+
+def says_yes(asked):
+    """Answer as the good model, which is right about every row, or as another."""
+    return 200, completion("yes" if asked["model"] == "good" else "no"), {}
+
+
+YES = ENVIRONMENT.replace("found = self.wanted ==", "found = text == 'yes' and self.wanted ==")
+
+
+@pytest.mark.slow
+def test_a_server_is_evaluated_kept_and_compared(shell, flash, server):
+    (shell.environment / "environment.py").write_text(YES)
+    server.answer = says_yes
+    shell.environ["OPENAI_API_KEY"] = "canary-7391"
+    here = ("--environment", "project", "--json")
+    words = (f"{server.url}#good", "--against", f"{server.url}#bad", "--samples", "3", *here)
+
+    found = shell.json(*words[:-1])
+
+    assert list(found) == list(JSON_KEYS)
+    assert (found["model"], found["endpoint"]) == ("good", server.url)
+    assert (found["n"], found["errors"], found["samples"]) == (3, 3, 3)
+    assert (found["temperature"], found["pass_at"]) == (1.0, {"1": 1.0, "2": 1.0, "3": 1.0})
+    assert (found["against"]["model"], found["against"]["success"]) == ("bad", 0.0)
+    assert list(found["against"]["difference"]) == list(DIFFERENCE_KEYS)
+    assert found["against"]["difference"]["success"]["gain"] == 1.0
+    assert {headers["Authorization"] for _, headers, _ in server.requests} == {"Bearer canary-7391"}
+    kept = json.loads(flash("eval", "list", "--json")[1])
+    assert [one["evaluation"] for one in kept] == [
+        found["against"]["evaluation"],
+        found["evaluation"],
+    ]
+    store = EvaluationStore(shell.home)
+    assert store.find(found["evaluation"])["rows"] == found["rows"]
+    for path in (shell.home.root / "evals").iterdir():
+        assert b"canary-7391" not in path.read_bytes()
+
+    again = shell.eval(f"{server.url}#good", "--against", found["evaluation"], *here[:-1])
+    assert again.returncode == 0
+    assert (
+        f"no change beyond noise against {server.url}#good ({found['evaluation']})" in again.stdout
+    )
+    assert "of 3 rows of eval, 3 answers each at temperature 1" in again.stdout
+    assert "kept as eval-" in again.stdout
+
+    (shell.environment / "environment.py").write_text(YES + "# changed\n")
+    asked = len(server.requests)
+    refused = shell.eval(f"{server.url}#good", "--against", found["evaluation"], *here[:-1])
+    assert refused.returncode == 2
+    assert "scored with different versions of the environment" in refused.stderr
+    assert len(server.requests) == asked
+
+
+SUITES = """
+from freesolo.datasets import load_dataset
+from freesolo.environments import EvalSuite, RewardResult
+
+class Brief(EvalSuite):
+    def cases(self):
+        return load_dataset([{"input": f"case {n}", "output": "x"} for n in range(3)]).examples
+
+    def score(self, case, text):
+        return RewardResult(1.0 / len(text))
+
+EVALUATIONS = Brief()
+"""
+
+
+@pytest.mark.slow
+def test_suites_of_the_environment_run_too(shell, server):
+    (shell.environment / "evaluations.py").write_text(SUITES)
+
+    found = shell.eval(f"{server.url}#m", "--environment", "project")
+
+    assert found.returncode == 0, found.stderr
+    assert "of 3 rows of eval" in found.stdout
+    assert "of 3 rows of the suite Brief" in found.stdout
+    assert "mean     0.333" in found.stdout
+
+
+@pytest.mark.slow
+def test_a_run_is_compared_with_its_base_model(shell, tiny_model):
+    run = shell.run(tiny_model)
+
+    found = shell.json(run, "--against", tiny_model, "--max-tokens", "4", "--samples", "2")
+
+    assert (found["run"], found["step"], found["against"]["run"]) == (run, None, None)
+    assert found["adapter"].startswith("sha256:")
+    assert found["against"]["adapter"] is None
+    assert found["against"]["digest"] == found["digest"] == folder_digest(shell.environment)
+    assert found["against"]["difference"]["verdict"] == "no change beyond noise"
+
+
+@pytest.mark.slow
+def test_a_server_that_refuses_the_key_is_an_error_and_nothing_is_kept(shell, server):
+    server.answer = lambda _: (401, {"error": {"message": "wrong key canary-7391"}}, {})
+    (shell.folder / ".env").write_text("TEAM_KEY=canary-7391\n")
+
+    done = shell.eval(f"{server.url}#m", "--environment", "project", "--key-from", "TEAM_KEY")
+
+    assert done.returncode == 1
+    assert "refuses the key (401): wrong key ***" in done.stderr
+    assert not (shell.home.root / "evals").exists()
