@@ -44,18 +44,23 @@ def grade(number, reason="so"):
     return reply(json.dumps({"reason": reason, "grade": number}))
 
 
+class Trickle(bytes):
+    """A body that is promised and comes a byte at a time, for ever."""
+
+    def __len__(self):
+        return 1 << 16
+
+
 class Server:
     """Answers each request with what `answer(body, count)` says: status, headers, body."""
 
     def __init__(self):
-        self.answer = lambda body, count: (200, {}, grade(10))
-        self.requests = []
-        self.keys = []
-        self.closing = threading.Event()
+        self.reset()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # head and body are two writes
 
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -68,7 +73,13 @@ class Server:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                if not isinstance(content, Trickle):
+                    self.wfile.write(content)
+                    return
+                closing = outer.closing
+                with contextlib.suppress(OSError):
+                    while not closing.wait(0.005):
+                        self.wfile.write(b" ")
 
             def log_message(self, *_):
                 pass
@@ -79,18 +90,30 @@ class Server:
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,))
         self.thread.start()
 
+    def reset(self):
+        self.answer = lambda body, count: (200, {}, grade(10))
+        self.requests = []
+        self.keys = []
+        self.closing = threading.Event()
+
     def close(self):
-        self.closing.set()
         self.http.shutdown()
         self.thread.join()
         self.http.server_close()
 
 
-@pytest.fixture
-def server():
+@pytest.fixture(scope="module")
+def listening():
     server = Server()
     yield server
     server.close()
+
+
+@pytest.fixture
+def server(listening):
+    yield listening
+    listening.closing.set()
+    listening.reset()
 
 
 @pytest.fixture
@@ -342,8 +365,8 @@ def test_an_endpoint_that_is_down_is_an_error(judge, tmp_path):
 
 
 def test_an_endpoint_that_is_silent_is_given_up(judge, server):
-    def silent(body, count):
-        server.closing.wait()
+    def silent(body, count, closing=server.closing):
+        closing.wait()
         return 200, {}, grade(10)
 
     server.answer = silent
@@ -354,32 +377,6 @@ def test_an_endpoint_that_is_silent_is_given_up(judge, server):
 
 
 def test_an_endpoint_that_trickles_is_given_up(judge, server):
-    class Trickle(bytes):
-        """A body that is promised and comes a byte at a time, for ever."""
-
-        def __len__(self):
-            return 1 << 16
-
-    handler = server.http.RequestHandlerClass
-    plain = handler.do_POST
-
-    def do_post(self):
-        write = self.wfile.write
-
-        def trickle(content):
-            if not isinstance(content, Trickle):
-                return write(content)
-            try:
-                while not server.closing.wait(0.005):
-                    write(b" ")
-            except OSError:
-                pass
-            return 0
-
-        self.wfile.write = trickle
-        plain(self)
-
-    handler.do_POST = do_post
     server.answer = lambda body, count: (200, {}, Trickle())
 
     assert "did not answer within 0.1 s" in only(judge(timeout_s=0.1, retries=0)).error
