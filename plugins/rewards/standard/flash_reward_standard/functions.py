@@ -94,14 +94,13 @@ def _values(episode: Episode) -> dict[str, Any]:
 
 
 def _imported(path: Path, folder: str) -> dict[str, Any]:
-    """Return the names of the module, imported with the environment's folder on `sys.path`."""
+    """Return the names of the module, imported with what lies beside it in reach."""
     spec = importlib.util.spec_from_file_location(f"_flash_reward_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise EnvironmentFault(f"{SETTING}: {path} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
-    # First while it is imported, so that what lies beside it is found before an installed module
-    # of the same name; last from then on, so that nobody else's import is changed.
+    # For as long as it is imported: from then on, nobody else's import is changed by it.
     sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
@@ -109,7 +108,6 @@ def _imported(path: Path, folder: str) -> dict[str, Any]:
         raise EnvironmentFault(_failure(error, folder, path.name)) from error
     finally:
         sys.path.remove(folder)
-        sys.path.append(folder)
     return vars(module)
 
 

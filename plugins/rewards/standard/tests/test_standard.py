@@ -1,6 +1,7 @@
 """The adapters, each made as the core makes them and asked for the score of texts."""
 
 import re
+import sys
 import threading
 
 import pytest
@@ -533,6 +534,16 @@ def test_a_function_that_cannot_be_called_is_said_when_it_is_loaded(
     with pytest.raises(EnvironmentFault) as caught:
         make("python", path=path)
     assert re.search(expected, f"{caught.value.message}; {caught.value.hint}"), caught.value
+
+
+def test_what_other_code_imports_is_not_changed(make, tmp_path):
+    before = list(sys.path)
+    write(tmp_path, "import beside\ndef score(completion): return beside.ONE")
+    write(tmp_path, "ONE = 1", "beside.py")
+
+    make("python", path="rewards.py:score")
+
+    assert sys.path == before
 
 
 def test_a_path_without_a_function_is_a_problem_of_its_setting():
