@@ -201,6 +201,8 @@ def _difference(
 
 
 def _show_config(found: Mapping[str, Any]) -> None:
+    if not found["config"] and found["metrics"]:
+        note("no setting differs")
     if found["config"]:
         table(
             ("setting", found["a"], found["b"]),

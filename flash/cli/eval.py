@@ -80,8 +80,8 @@ ROW_KEYS: Final = {
 DIFFERENCE_KEYS: Final = {
     "verdict": "`better`, `worse` or `no change beyond noise`; null where no row is in both",
     "n": "rows that both have scored",
-    "mean": "of the scores: `before`, `after`, `gain`, its 95 % interval from `low` to `high`, and "
-    "a `verdict` of its own",
+    "mean": "of the scores: `before`, `after`, `gain`, its 95 % interval from `low` to `high` "
+    "(null where so few rows say nothing), and a `verdict` of its own",
     "success": "the same of the success rate",
     "metrics": "`[before, after]` of each named metric",
     "up": "rows with a higher score than before",
@@ -176,7 +176,8 @@ def eval_(
     if other:
         same = {name: result[name] for name in ("split", "max_tokens")}
         asked |= same | {"thinking": _first(other.thinking, asked["thinking"])}
-        note(f"evaluating {against}")
+        kept_as = f"kept as {result['evaluation']}; " if result["evaluation"] else ""
+        note(f"{kept_as}evaluating {against}")
         kept = evaluator.evaluate(other, asked)
     if kept:
         difference = _difference(kept, result)
