@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import random
+import re
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from flash.errors import FlashError
 from flash.testing.models import make_byte_tokenizer
 from flash.training.generate import OwnSampler
 from flash.training.merging import merged
@@ -192,7 +194,7 @@ def test_first_tokens_are_drawn_as_the_model_says(temperature, top_p):
     assert ((counts_V - draws * chances_V).abs() <= 5 * spread_V + 1).all()
 
 
-def with_adapter(model):
+def with_adapter(model, *, spread=1.0):
     """The model with a LoRA adapter that changes its answers."""
     from peft import LoraConfig, get_peft_model
 
@@ -200,7 +202,7 @@ def with_adapter(model):
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
-                parameter.normal_()
+                parameter.normal_(std=spread)
     return adapted
 
 
@@ -239,18 +241,168 @@ def test_an_error_while_merged_still_gives_the_weights_back():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.slow
-def test_a_real_model_answers_as_in_transformers(tmp_path):
+def test_an_adapter_that_is_not_plain_is_merged_by_peft():
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(
+        tiny(), LoraConfig(r=4, target_modules="all-linear", use_dora=True, init_lora_weights=False)
+    )
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    found = generate(model, TOKENIZER, prompts(8), Sampling(12))
+
+    assert [answer.tokens for answer in found] == one_by_one(model, prompts(8), 12)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_an_adapter_that_has_diverged_is_an_error(use_dora):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny(), LoraConfig(r=4, target_modules="all-linear", use_dora=use_dora))
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(torch.nan)
+
+    with pytest.raises(FlashError, match="not finite"):
+        generate(model, TOKENIZER, prompts(4), Sampling(4))
+
+
+def test_logits_that_are_no_numbers_are_an_error():
+    model = tiny()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(torch.nan)
+
+    with pytest.raises(FlashError, match="logits are not finite"):
+        generate(model, TOKENIZER, prompts(4), Sampling(4, temperature=1.0))
+
+
+def test_a_call_that_is_abandoned_gives_the_weights_back():
+    model = with_adapter(tiny())
+    usual = [module.forward for module in model.modules()]
+    rows = [Prompt(row, str(place), 12) for place, row in enumerate(prompts(8))]
+
+    answers = OwnSampler(model, TOKENIZER).sample(rows, Sampling(12))
+    next(answers)
+    assert not torch.is_inference_mode_enabled(), "who reads the answers may train"
+    answers.close()
+
+    assert [module.forward for module in model.modules()] == usual
+
+
+def test_answers_come_as_they_end():
+    rows = [Prompt(row, str(place), 24) for place, row in enumerate(prompts(12))]
+
+    found = list(OwnSampler(tiny(), TOKENIZER).sample(rows, Sampling(24, temperature=1.0)))
+
+    lengths = [len(answer.tokens) for _, answer in found]
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 2
+    assert sorted(place for place, _ in found) == list(range(12))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba"])
+def test_every_prompt_has_a_budget_of_its_own(architecture):
+    budgets = [1, 5, 9, 2]
+    rows = [
+        Prompt(row, str(place), budget)
+        for place, (row, budget) in enumerate(zip(prompts(4), budgets, strict=True))
+    ]
+
+    found = dict(OwnSampler(tiny(architecture), TOKENIZER).sample(rows, Sampling(9)))
+
+    for place, budget in enumerate(budgets):
+        assert len(found[place].tokens) == budget or not found[place].truncated
+        assert len(found[place].tokens) <= budget
+
+
+def log_probs(model, row, answer, temperature):
+    """What the model, without a cache, says of the answer's tokens."""
+    whole_BT = torch.tensor([[*row, *answer.tokens]])
+    with torch.no_grad():
+        logits_TV = model.eval()(whole_BT).logits[0, len(row) - 1 : -1].float()
+    chances_TV = (logits_TV / temperature).log_softmax(-1)
+    return chances_TV.gather(-1, torch.tensor(answer.tokens)[:, None])[:, 0]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 0.8), (0.0, 1.0)])
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "mamba"])
+def test_log_probabilities_are_the_trainers(architecture, temperature, top_p):
+    model = tiny(architecture)
+    model = with_adapter(model) if architecture == "llama" else model
+    rows = prompts(6)
+
+    found = generate(model, TOKENIZER, rows, Sampling(10, temperature, top_p))
+
+    gaps = [
+        (torch.tensor(answer.log_probs) - log_probs(model, row, answer, temperature or 1.0)).abs()
+        for row, answer in zip(rows, found, strict=True)
+    ]
+    assert torch.cat(gaps).mean() <= 1e-4
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba"])
+def test_a_stop_sequence_ends_an_answer_and_is_cut_from_its_text(architecture):
+    model, rows = tiny(architecture), prompts(24)
+    model.generation_config.eos_token_id = TOKENIZER.eos_token_id
+    plain = generate(model, TOKENIZER, rows, Sampling(16, temperature=1.0))
+    sequence = next(found[0] for one in plain if (found := re.search("[a-zA-Z ]{2}", one.text)))
+
+    stopped = generate(
+        model,
+        TOKENIZER,
+        rows,
+        Sampling(16, temperature=1.0, stop_sequences=("never said", sequence)),
+    )
+
+    for before, after in zip(plain, stopped, strict=True):
+        assert after.tokens == before.tokens[: len(after.tokens)]
+        if sequence in before.text:
+            assert after.text == before.text.partition(sequence)[0]
+            assert TOKENIZER.decode(after.tokens).endswith(sequence)
+            assert not after.truncated
+        else:
+            assert (after.tokens, after.text) == (before.tokens, before.text)
+    assert any(sequence not in one.text for one in plain)
+
+
+def test_a_special_token_may_be_a_stop_sequence():
+    model = tiny()
+    model.generation_config.eos_token_id = TOKENIZER.eos_token_id
+    start = TOKENIZER.convert_tokens_to_ids("<|im_start|>")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[start] = model.get_output_embeddings().weight[97]
+
+    found = generate(
+        model,
+        TOKENIZER,
+        prompts(32),
+        Sampling(24, temperature=1.0, stop_sequences=("<|im_start|>",)),
+    )
+
+    ended = [one for one in found if one.tokens[-1] == start]
+    assert ended
+    assert not any(one.truncated for one in ended)
+    assert all(start not in one.tokens[:-1] for one in found)
+
+
+@pytest.fixture(scope="module")
+def real_model(tmp_path_factory):
     from flash.context import plugin_context
     from flash.home import FlashHome
     from flash.plugins import PluginHost
-    from flash.training.chat import ChatRenderer
     from flash.training.loading import load_base
 
-    home = FlashHome(tmp_path)
+    home = FlashHome(tmp_path_factory.mktemp("home"))
     record = PluginHost.default(home).get("model", "smollm2")
     source = record.make(plugin_context(home, "smollm2", {}))
-    model, tokenizer = load_base(source.fetch(record.cards[0].id, lambda _: None))
+    return load_base(source.fetch(record.cards[0].id, lambda _: None))
+
+
+@pytest.mark.slow
+def test_a_real_model_answers_as_in_transformers(real_model):
+    from flash.training.chat import ChatRenderer
+
+    model, tokenizer = real_model
     render = ChatRenderer(tokenizer, frozenset(), thinking=False).prompt
     texts = [
         render([{"role": "user", "content": f"Name {count} {things}. Be brief."}])
@@ -263,3 +415,19 @@ def test_a_real_model_answers_as_in_transformers(tmp_path):
 
     assert [answer.tokens for answer in found] == one_by_one(model, rows, 24)
     assert any(not answer.truncated for answer in found)
+
+
+@pytest.mark.slow
+def test_a_real_models_log_probabilities_are_the_trainers(real_model):
+    model, tokenizer = real_model
+    adapted = with_adapter(model, spread=0.01)
+    texts = [f"{count} {things} are" for count in ("Two", "Nine") for things in ("dogs", "seas")]
+    rows = [row for row in tokenizer(texts)["input_ids"] for _ in range(2)]
+
+    found = generate(adapted, tokenizer, rows, Sampling(12, temperature=1.0))
+
+    gaps = [
+        (torch.tensor(answer.log_probs) - log_probs(adapted, row, answer, 1.0)).abs()
+        for row, answer in zip(rows, found, strict=True)
+    ]
+    assert torch.cat(gaps).mean() <= 1e-4
