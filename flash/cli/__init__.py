@@ -19,7 +19,7 @@ COMMANDS = {
     "eval": ("flash.cli.eval:eval_", "Score a run, a checkpoint or a model on held-out rows."),
     "eval list": ("flash.cli.evaluations:evaluations", "List the evaluations that are kept."),
     "compare": ("flash.cli.compare:compare", "Show what two runs, or two evaluations, differ in."),
-    "env": ("flash.cli.env:env", "Look at an environment: preview its rows."),
+    "env": ("flash.cli.env:env", "Start an environment, test it, preview its rows."),
     "models": ("flash.cli.models:models", "List the base models known here."),
     "plugins": ("flash.cli.plugins:plugins", "List the plugins and say what is wrong with one."),
     "schema": ("flash.cli.schema:schema", "Write the JSON Schema of the TOML for editors."),

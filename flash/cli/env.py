@@ -1,13 +1,15 @@
-"""`flash env`: look at an environment before anything is trained on it."""
+"""`flash env`: start an environment, and look at it before anything is trained on it."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Final
 
 import click
 
 from flash.cli.app import App, pass_app
+from flash.cli.env_test import test
 from flash.cli.output import marked, note, out, print_json, warn
 
 JSON_KEYS: Final = {
@@ -22,7 +24,28 @@ _FILE = click.Path(path_type=Path)
 
 @click.group()
 def env() -> None:
-    """Look at an environment: preview its rows."""
+    """Start an environment, test it, preview its rows."""
+
+
+env.add_command(test)
+
+
+@env.command()
+@click.argument("folder", metavar="[DIR]", type=_FILE, default=Path())
+@click.option("--multi-turn", is_flag=True, help="The model and the environment take turns.")
+def setup(folder: Path, *, multi_turn: bool) -> None:
+    """
+    Write a small project that trains as it stands, to change into your own.
+
+    It has an environment with a reward, rows to train on and rows held out, a config for SFT and
+    one for GRPO, and TRAINING.md, which says how to go on. Nothing is overwritten.
+    """
+    from flash.workbench.setup import scaffold
+
+    for path in scaffold(folder, multi_turn=multi_turn):
+        out(str(path))
+    inside = "" if folder == Path() else f"cd {shlex.quote(str(folder))} && "
+    note(f"next: {inside}flash env test configs/rl.toml")
 
 
 @env.command()

@@ -1,9 +1,9 @@
 """
 The worker's command line.
 
-    python -m flash.worker run STORE ATTEMPT     one attempt; secrets as a JSON object on stdin
-    python -m flash.worker check|evaluate|preview    one foreground task; a JSON request on stdin,
-                                                     JSON lines on stdout (see flash/foreground.py)
+    python -m flash.worker run STORE ATTEMPT    one attempt; secrets as a JSON object on stdin
+    python -m flash.worker check|evaluate|…     one foreground task; a JSON request on stdin, JSON
+                                                lines on stdout (see flash/foreground.py)
 """
 
 from __future__ import annotations

@@ -140,6 +140,7 @@ def _test(
     request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
 ) -> dict[str, Any]:
     from flash.workbench.doctor import Asked, diagnose
+    from flash.workbench.process import record_missing
     from flash.workbench.sampled import Sampling
 
     model, environment = request["model"], request["environment"]
@@ -147,6 +148,7 @@ def _test(
         folder=Path(environment["folder"]),
         split=environment["split"],
         ours=[*environment["secrets"], str(FlashHome.from_environment().root)],
+        missed=record_missing(),
         sampling=Sampling(**request["sampling"]),
         **request["settings"],
     )

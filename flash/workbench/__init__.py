@@ -1,0 +1,1 @@
+"""Starting an environment, and finding out early whether its reward can teach anything."""
