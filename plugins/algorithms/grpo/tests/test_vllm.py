@@ -76,16 +76,16 @@ def log_probs_of_the_trainer(model, prompt, completion, temperature):
     return (logits / temperature).log_softmax(-1).gather(-1, drawn)[:, 0]
 
 
-def gap(model, prompts, completions, temperature):
-    """The mean and greatest distance of the engine's log-probabilities from the trainer's."""
+def worst_gap(model, prompts, completions, temperature):
+    """The greatest distance of the engine's log-probabilities from the trainer's, in nats."""
     distances = torch.cat(
         [
             log_probs_of_the_trainer(model, prompts[place], completion, temperature)
             - torch.tensor(completion.log_probs)
             for place, completion in completions.items()
         ]
-    ).abs()
-    return distances.mean().item(), distances.max().item()
+    )
+    return distances.abs().max().item()
 
 
 def test_what_vllm_draws_is_what_the_trainer_would_before_and_after_an_update(
@@ -110,20 +110,23 @@ def test_what_vllm_draws_is_what_the_trainer_would_before_and_after_an_update(
     try:
         plain = dict(sampler.sample(prompts, sampling))
         assert plain.keys() == set(range(50))
-        assert gap(model, prompts, plain, 0.8) < (1e-4, 1e-3)
-        assert dict(sampler.sample(prompts[:5], sampling)).keys() == set(range(5))
+        assert worst_gap(model, prompts, plain, 0.8) < 1e-4
+        again = dict(sampler.sample(prompts[:5], sampling))
+        assert [again[place].tokens for place in range(5)] == [
+            plain[place].tokens for place in range(5)
+        ]
 
         shift(model, 0.2)
-        assert gap(model, prompts, plain, 0.8) > (1e-2, 1e-2)
+        assert worst_gap(model, prompts, plain, 0.8) > 0.1
         sampler.update(model)
         shifted = dict(sampler.sample(prompts, sampling))
-        assert gap(model, prompts, shifted, 0.8) < (1e-4, 1e-3)
+        assert worst_gap(model, prompts, shifted, 0.8) < 1e-4
 
         greedy = Sampling(max_tokens=24)
         ((_, best),) = sampler.sample(prompts[:1], greedy)
         logits = model(torch.tensor([prompts[0].tokens])).logits[0, -1]
         assert best.tokens[0] == logits.argmax()
-        assert gap(model, prompts, {0: best}, 1.0) < (1e-4, 1e-3)
+        assert worst_gap(model, prompts, {0: best}, 1.0) < 1e-4
 
         word = shifted[0].text[3:5]
         stopping = Sampling(max_tokens=24, temperature=0.8, stop_sequences=(word,))
