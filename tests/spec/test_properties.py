@@ -88,7 +88,10 @@ CONFIGS = st.fixed_dictionaries(
         "worker_env": st.dictionaries(NAMES, WORDS, max_size=3),
         "budget": table(max_hours=st.floats(0.001, 1000)),
         "provider": table(local=table(region=WORDS), cloud=table()),
-        "reward": table(judge=table(region=WORDS)),
+        "reward": table(
+            judge=table(region=WORDS, weight=st.floats(-5, -0.1)),
+            environment=table(weight=st.floats(0.1, 5)),
+        ),
         "sink": table(wandb=table(project=WORDS, run_name=WORDS)),
     },
 )
