@@ -216,6 +216,22 @@ class ModelSource(Protocol):
 
 
 @runtime_checkable
+class HasAdapters(Protocol):
+    """What a `ModelSource` has beside its contract whose record claims adapters."""
+
+    def fetch_adapter(self, reference: str, folder: Path) -> tuple[Path, str]:
+        """
+        Return where the LoRA adapter is and its exact revision, downloading it first where needed.
+
+        It stays below `folder`, which is the plugin's own and persists, as `adapter_config.json`
+        and `adapter_model.safetensors`, and is never changed: every attempt of a run reads it.
+        Asked when a run is submitted; safe to call from several processes at once. What comes is
+        hostile: bounded sizes, nothing pickled. Raises `ModelUnavailable`.
+        """
+        ...
+
+
+@runtime_checkable
 class RewardAdapter(Protocol):
     """
     Scores episodes, alone or beside the environment's own score.

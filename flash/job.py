@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from flash.plan import Plan
     from flash.plugins import PluginHost
+    from flash.warm_start import Adapter
 
 FORMAT: Final = 1
 
@@ -37,7 +38,8 @@ class Job:
         steps: optimizer steps, where they can be known before the rows are loaded.
         memory_gib: what a machine must offer; 0 where it is not known.
         secrets: names of the secrets that the worker is given.
-        warm_start: reference and folder of the adapter to start from, or None.
+        warm_start: reference and folder of the adapter to start from, and its revision where it
+            was fetched; or None.
         flash: the version that wrote this.
         format: of this file; a newer one is refused.
 
@@ -117,7 +119,6 @@ def make_job(plan: Plan, host: PluginHost, *, run: str, digest: str) -> Job:
         *(("sink", name) for name in spec.sink),
     ]
     owners = {f"{kind}/{name}": host.owner(kind, name) for kind, name in taking_part}
-    adapter = plan.warm_start
     return Job(
         run=run,
         spec=spec_to_dict(spec),
@@ -138,5 +139,13 @@ def make_job(plan: Plan, host: PluginHost, *, run: str, digest: str) -> Job:
         steps=plan.need.steps if plan.need else None,
         memory_gib=plan.need.memory_gib if plan.need else 0.0,
         secrets=tuple(plan.secrets),
-        warm_start={"ref": adapter.reference, "folder": str(adapter.folder)} if adapter else None,
+        warm_start=_warm_start(plan.warm_start) if plan.warm_start else None,
     )
+
+
+def _warm_start(adapter: Adapter) -> dict[str, str]:
+    return {
+        "ref": adapter.reference,
+        "folder": str(adapter.folder),
+        **({"revision": adapter.revision} if adapter.revision else {}),
+    }

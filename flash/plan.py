@@ -27,7 +27,15 @@ from flash.spec.resolve import DEFAULT
 from flash.spec.secrets import Redactor, SecretFinder, values_in_spec
 from flash.spec.strict import Reader, config_fields
 from flash.values import Problem
-from flash.warm_start import FIELD, find_adapter, misfits
+from flash.warm_start import (
+    FIELD,
+    adapter_folder,
+    adapter_owner,
+    fetch_adapter,
+    misfits,
+    not_fetched,
+    read_adapter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,8 +119,8 @@ def make_plan(
     """
     Plan what the layers say.
 
-    `find_run` returns the adapter's folder of `<run>` or `<run>/step-N`. With `offline`, nothing
-    is fetched and providers that need a network are not asked. Raises only `StoreError`.
+    `find_run` returns the adapter's folder of `<run>` or `<run>/step-N`, or raises. With `offline`,
+    nothing is fetched and providers that need a network are not asked. Raises only `StoreError`.
     """
     return _Planner(resolved, host, home, find_run=find_run, offline=offline).plan()
 
@@ -253,10 +261,26 @@ class _Planner:
             return None
         path = f"train.{FIELD}"
         base = self.resolved.base_of(path)
-        adapter = self._ask(path, lambda: find_adapter(reference, base, self.find_run))
+        adapter = self._ask(path, lambda: self._adapter(reference, base))
         if adapter is not None and model is not None:
             self.problems += misfits(adapter, model, self._asked())
         return adapter
+
+    def _adapter(self, reference: str, base: Path) -> Adapter | None:
+        """Return the adapter to start from; None for one that this plan may not fetch."""
+        folder, revision = adapter_folder(reference, base), None
+        if folder is None:
+            owner = adapter_owner(reference, self.host)
+            if owner is None:
+                folder = self.find_run(reference)
+            elif self.offline:
+                self.problems.append(not_fetched(reference))
+                return None
+            else:
+                folder, revision = fetch_adapter(
+                    owner, reference, self.host, self.home, secret=self.finder.find
+                )
+        return read_adapter(reference, folder, revision)
 
     def _algorithm(
         self, model: ChosenModel | None, rows: int | None, adapter: Adapter | None

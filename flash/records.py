@@ -244,8 +244,9 @@ class ModelPlugin:
     A source of base models.
 
     An id that is in some plugin's `cards` belongs to that plugin; any other id goes to the first
-    whose `claims(id)` is true, in the order of their names. `secrets` are the names it may ask
-    `ctx` for.
+    whose `claims(id)` is true, in the order of their names. So does a reference to a LoRA adapter
+    with `claims_adapter`; a source that claims some implements `HasAdapters`. `secrets` are the
+    names it may ask `ctx` for.
     """
 
     name: str = attrs.field(validator=_name)
@@ -253,6 +254,9 @@ class ModelPlugin:
     make: Callable[[PluginContext], ModelSource] = attrs.field(validator=_callable)
     cards: tuple[ModelCard, ...] = attrs.field(default=(), validator=_tuple_of(ModelCard))
     claims: Callable[[str], bool] = attrs.field(default=lambda _: False, validator=_callable)
+    claims_adapter: Callable[[str], bool] = attrs.field(
+        default=lambda _: False, validator=_callable
+    )
     secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
 
 

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from flash.context import plugin_context
 from flash.errors import UsageError
+from flash.plugins import boundary
 from flash.values import Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from flash.contracts import HasAdapters
+    from flash.home import FlashHome
     from flash.models import ChosenModel
+    from flash.plugins import PluginHost
 
 FIELD: Final = "init_from_adapter"
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
 _LARGEST_CONFIG: Final = 1 << 20
+_OF_A_RUN: Final = re.compile(r"[^/]*(/step-\d+)?")
 
 # What makes an adapter compute something else than alpha / r * B A on the base model's own
 # weights. Training would drop it, and go on from another model than the one that was named.
@@ -35,7 +42,11 @@ _PLAIN_STARTS: Final = (True, False, None, "gaussian", "orthogonal", "eva")
 
 @attrs.frozen
 class Adapter:
-    """A LoRA adapter on this disk, as its own files describe it."""
+    """
+    A LoRA adapter on this disk, as its own files describe it.
+
+    `revision` is the exact one of an adapter that was fetched.
+    """
 
     reference: str
     folder: Path
@@ -43,29 +54,64 @@ class Adapter:
     rank: int
     alpha: float
     targets: str | tuple[str, ...]
+    revision: str | None = None
 
 
-def find_adapter(reference: str, base: Path, find_run: Callable[[str], Path]) -> Adapter:
+def adapter_folder(reference: str, base: Path) -> Path | None:
     """
-    Return the adapter that `reference` names: a PEFT folder below `base`, or a run's.
+    Return the PEFT folder below `base` that `reference` names, or None where it names no folder.
 
-    `find_run` returns the adapter's folder for `<run>` or `<run>/step-N`, or raises. Raises
-    `UsageError` where there is no readable adapter.
+    Raises `UsageError` for a folder that holds no adapter.
     """
     try:
         folder = (base / Path(reference).expanduser()).absolute()
     except RuntimeError as error:  # no such user, or no home folder
         raise UsageError(f'the folder "{reference}" cannot be found: {error}') from error
-    if not _is_adapter(folder):
-        if reference.startswith(("./", "../", "/", "~")) or _exists(folder):
-            message = f"{folder} holds no adapter: there is no {_CONFIG}"
-            raise UsageError(message, hint="name the folder that PEFT saved the adapter in")
-        folder = find_run(reference)
-    return _read(reference, folder)
+    if _exists(folder / _CONFIG):
+        return folder
+    if reference.startswith(("./", "../", "/", "~")) or _exists(folder):
+        message = f"{folder} holds no adapter: there is no {_CONFIG}"
+        raise UsageError(message, hint="name the folder that PEFT saved the adapter in")
+    return None
 
 
-def _is_adapter(folder: Path) -> bool:
-    return _exists(folder / _CONFIG)
+def adapter_owner(reference: str, host: PluginHost) -> str | None:
+    """Return the model plugin that fetches what `reference` names, None for what names a run."""
+    if _OF_A_RUN.fullmatch(reference):
+        return None
+    for name, record in host.all("model").items():
+        with boundary(name, "claims_adapter"):
+            if record.claims_adapter(reference):
+                return name
+    return None
+
+
+def fetch_adapter(
+    plugin: str,
+    reference: str,
+    host: PluginHost,
+    home: FlashHome,
+    *,
+    secret: Callable[[str], str | None],
+) -> tuple[Path, str]:
+    """Return the folder and the revision of an adapter that `plugin` claims."""
+    record = host.get("model", plugin)
+    with boundary(plugin, "fetch the adapter"):
+        source: HasAdapters = record.make(
+            plugin_context(home, plugin, secret, declared=record.secrets)
+        )
+        return source.fetch_adapter(reference, home.folder("adapters", plugin))
+
+
+def not_fetched(reference: str) -> Problem:
+    """Return what a plan says that must not fetch the adapter."""
+    return Problem(
+        f"train.{FIELD}",
+        f"{reference} is fetched when the run is submitted, so what is said here of rank, alpha "
+        "and modules is not its own yet",
+        "whether it fits the model is checked then too",
+        severity="warning",
+    )
 
 
 def _exists(path: Path) -> bool:
@@ -75,7 +121,8 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _read(reference: str, folder: Path) -> Adapter:
+def read_adapter(reference: str, folder: Path, revision: str | None = None) -> Adapter:
+    """Return the adapter in `folder`; raises `UsageError` where it cannot be trained on."""
     path = folder / _CONFIG
     hint = "name an adapter that PEFT or Flash saved"
     try:
@@ -103,7 +150,7 @@ def _read(reference: str, folder: Path) -> Adapter:
     if not _exists(folder / _WEIGHTS):
         message = f"{folder} holds no weights that can be read: there is no {_WEIGHTS}"
         raise UsageError(message, hint=f"{hint}, with its weights as safetensors")
-    return Adapter(reference, folder, base, rank, alpha, targets)
+    return Adapter(reference, folder, base, rank, alpha, targets, revision)
 
 
 def _check_plain(path: Path, config: Mapping[str, Any]) -> None:

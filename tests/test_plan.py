@@ -1,6 +1,7 @@
 """Plans: what would run and everything that stands in its way; jobs; what a dry run says."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from flash.api import (
     ProviderCapabilities,
     ProviderPlugin,
     Recipe,
+    RewardPlugin,
     SinkPlugin,
     setting,
 )
@@ -36,6 +38,17 @@ from flash.spec import resolve, spec_from_dict
 from flash.testing.host import make_host
 
 CANARY = "kanarie-4711-geheim"
+LORA = {
+    "peft_type": "LORA",
+    "base_model_name_or_path": "org/tiny",
+    "r": 8,
+    "lora_alpha": 24,
+    "target_modules": ["v_proj", "q_proj"],
+    "use_rslora": False,
+    "rank_pattern": {},
+    "bias": "none",
+    "init_lora_weights": True,
+}
 
 
 @attrs.frozen(kw_only=True)
@@ -84,6 +97,16 @@ class Source:
         if "unknown" in model:
             raise ModelUnavailable(f"there is no {model}", hint="check the spelling")
         return ModelCard(model, 7 * 10**9, 1, 1, 1, 1, 1)
+
+    def fetch_adapter(self, reference, folder):
+        self.asked.append(reference)
+        if "unknown" in reference:
+            raise ModelUnavailable(f"there is no adapter {reference}", hint="check the spelling")
+        fetched = folder / "fetched"
+        fetched.mkdir()
+        (fetched / "adapter_config.json").write_text(json.dumps(LORA))
+        (fetched / "adapter_model.safetensors").touch()
+        return fetched, "c0ffee"
 
 
 class Loader:
@@ -176,6 +199,7 @@ class Setup:
                 summary="H",
                 make=lambda ctx: Source(self.asked),
                 claims=lambda model: "/" in model,
+                claims_adapter=lambda reference: reference.count("/") == 1,
                 secrets=("HUB_TOKEN",),
             ),
             EnvironmentPlugin(
@@ -191,6 +215,13 @@ class Setup:
                 make=lambda ctx, config: None,
                 config=NoSettings,
                 secrets=("WANDB_API_KEY",),
+            ),
+            RewardPlugin(
+                name="judge",
+                summary="J",
+                make=lambda ctx, config: None,
+                config=NoSettings,
+                secrets=("JUDGE_API_KEY",),
             ),
             *self.places,
             **self.hooks,
@@ -208,7 +239,7 @@ class Setup:
 def setup(tmp_path, monkeypatch):
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    for name in ("WANDB_API_KEY", "HUB_TOKEN", "KEY"):
+    for name in ("JUDGE_API_KEY", "WANDB_API_KEY", "HUB_TOKEN", "KEY"):
         monkeypatch.delenv(name, raising=False)
     return Setup(tmp_path)
 
@@ -442,11 +473,15 @@ class TestSecrets:
         (setup.folder / ".env").write_text(f"OTHER={CANARY}\nWANDB_API_KEY={CANARY}\n")
         (setup.folder / "env" / ".env").write_text(f"X={CANARY}")
 
-        plan = setup.plan("[wandb]\n", environment=self.TABLE)
+        monkeypatch.setenv("JUDGE_API_KEY", CANARY)
+
+        rewards = "[reward.judge]\n[reward.environment]\n"
+        plan = setup.plan(f"[wandb]\n{rewards}", environment=self.TABLE)
         job = make_job(plan, setup.host, run="0123456ab", digest="sha256:0")
 
-        assert plan.secrets == ("KEY", "OTHER", "WANDB_API_KEY")
-        assert job.secrets == ("KEY", "OTHER", "WANDB_API_KEY")
+        assert plan.secrets == ("JUDGE_API_KEY", "KEY", "OTHER", "WANDB_API_KEY")
+        assert job.secrets == ("JUDGE_API_KEY", "KEY", "OTHER", "WANDB_API_KEY")
+        assert job.plugins["reward/judge"] == {"distribution": "flash-kit", "version": "1.0"}
         for surface in (repr(plan), json.dumps(dry_run_json(plan)), job.to_json().decode()):
             assert CANARY not in surface
 
@@ -513,18 +548,7 @@ class TestWarmStart:
     def adapter(self, setup, name="adapter", **changes):
         folder = setup.folder / name
         folder.mkdir()
-        config = {
-            "peft_type": "LORA",
-            "base_model_name_or_path": "org/tiny",
-            "r": 8,
-            "lora_alpha": 24,
-            "target_modules": ["v_proj", "q_proj"],
-            "use_rslora": False,
-            "rank_pattern": {},
-            "bias": "none",
-            "init_lora_weights": True,
-        }
-        (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+        (folder / "adapter_config.json").write_text(json.dumps(LORA | changes))
         (folder / "adapter_model.safetensors").touch()
         return folder
 
@@ -653,6 +677,49 @@ class TestWarmStart:
         plan = setup.plan('[train]\ninit_from_adapter = "0123456ab/step-50"\n', find_run=find_run)
 
         assert (asked, plan.warm_start.folder) == (["0123456ab/step-50"], folder)
+
+    def test_an_adapter_that_lives_elsewhere_is_fetched_below_the_home_and_pinned(self, setup):
+        plan = setup.plan('[train]\ninit_from_adapter = "org/lora@main"\n')
+
+        assert said(plan) == []
+        assert setup.asked == ["org/lora@main"]
+        assert (plan.spec.train.lora_rank, plan.spec.train.lora_alpha) == (8, 24)
+        job = make_job(
+            plan, setup.host, run="0123456ab", digest=folder_digest(plan.environment.folder)
+        )
+        assert job.warm_start == {
+            "ref": "org/lora@main",
+            "folder": str(setup.home.root / "adapters" / "hub" / "fetched"),
+            "revision": "c0ffee",
+        }
+
+    def test_one_that_was_fetched_must_fit_as_any_other(self, setup):
+        lines = said(setup.plan('[train]\ninit_from_adapter = "org/lora"\n', model="org/giant"))
+
+        assert any("org/lora is an adapter of org/tiny, not of org/giant" in line for line in lines)
+
+    def test_one_that_cannot_be_fetched_is_a_problem(self, setup):
+        assert said(setup.plan('[train]\ninit_from_adapter = "org/unknown"\n')) == [
+            "train.init_from_adapter: there is no adapter org/unknown; check the spelling"
+        ]
+
+    def test_a_dry_run_fetches_no_adapter_and_says_so(self, setup):
+        plan = setup.plan('[train]\ninit_from_adapter = "org/lora"\n', offline=True)
+
+        (problem,) = plan.problems
+        assert (problem.path, problem.severity) == ("train.init_from_adapter", "warning")
+        assert "org/lora is fetched when the run is submitted" in problem.message
+        assert (setup.asked, plan.warm_start, plan.errors) == ([], None, [])
+
+    def test_a_folder_comes_before_a_run_and_a_run_before_what_lives_elsewhere(self, setup):
+        (setup.folder / "org").mkdir()
+        folder = self.adapter(setup, "org/step-1")
+        text = '[train]\ninit_from_adapter = "org/step-1"\n'
+
+        assert setup.plan(text).warm_start.folder == folder
+        shutil.rmtree(folder)
+        assert "no such folder, and no such run" in said(setup.plan(text))[0]
+        assert setup.asked == []
 
     def test_a_run_that_is_not_there_is_a_problem(self, setup):
         def find_run(reference):

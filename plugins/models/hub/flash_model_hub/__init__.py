@@ -11,12 +11,18 @@ if TYPE_CHECKING:
     from flash.api import ModelSource, PluginContext
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]{0,199}", re.ASCII)
 _PATH = re.compile(r"(/|~|\.{1,2}/).*", re.DOTALL)
 TOKEN = "HF_TOKEN"  # noqa: S105 - the name of a secret, not one
 
 
 def _claims(model: str) -> bool:
     return bool(_HUB_ID.fullmatch(model) or _PATH.fullmatch(model))
+
+
+def _claims_adapter(reference: str) -> bool:
+    adapter, at, revision = reference.partition("@")
+    return bool(_HUB_ID.fullmatch(adapter) and (not at or _REVISION.fullmatch(revision)))
 
 
 def _make(ctx: PluginContext) -> ModelSource:
@@ -34,6 +40,7 @@ def flash_register_models() -> list[ModelPlugin]:
             summary="Any Hugging Face id, cached or downloaded, or a local folder.",
             make=_make,
             claims=_claims,
+            claims_adapter=_claims_adapter,
             secrets=(TOKEN,),
         )
     ]

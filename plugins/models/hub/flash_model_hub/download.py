@@ -36,6 +36,7 @@ FACTS = (
     "chat_template.jinja",
     "README.md",
 )
+_HOMES = {"model": "HF_HOME", "adapter": "FLASH_HOME"}
 _SPARE_BYTES = 100_000_000
 _REFUSED = {401, 403}
 
@@ -45,18 +46,20 @@ class Hub:
     """
     Where models come from and go to: `endpoint` and `token` of the hub, `cache` on this machine.
 
-    Both calls raise `ModelUnavailable` for what the user can mend, `StoreError` where the disk is
-    full, and a plain `FlashError` for an outage.
+    `kind` says in errors what is downloaded: a model or an adapter. The calls raise
+    `ModelUnavailable` for what the user can mend, `StoreError` where the disk is full, and a plain
+    `FlashError` for an outage.
     """
 
     cache: Path
     token: str | None = attrs.field(default=None, repr=False)
     endpoint: str | None = None
+    kind: str = "model"
 
     def look_up(self, model: str) -> tuple[Path, int | None]:
         """Download what tells the facts, no weights; returns the folder and the parameters."""
-        with self._errors(model):
-            api = self._api(model)
+        with self.errors(model):
+            api = self.api(model)
             info, _ = _repository(api, model)
             folder = self._snapshot(api, model, FACTS)
             return folder, info.safetensors.total if info.safetensors else None
@@ -69,17 +72,18 @@ class Hub:
         """
         from flash_model_hub.source import refuse_foreign_code
 
-        with self._errors(model):
-            api = self._api(model)
+        with self.errors(model):
+            api = self.api(model)
             _, wanted = _repository(api, model)
             # What could not be loaded is refused before its gigabytes are on the way.
             facts = ModelFolder(self._snapshot(api, model, (CONFIG,)), model)
             refuse_foreign_code(facts.config, model)
-            self._check_space(model, wanted)
+            self.check_space(model, wanted)
             report(f"downloading {model} ({sum(wanted.values()) / 1e9:.1f} GB)")
             return self._snapshot(api, model, ALLOWED)
 
-    def _api(self, model: str) -> Any:
+    def api(self, model: str) -> Any:
+        """Return the client; raises where the network is switched off."""
         from huggingface_hub import HfApi, constants
 
         if constants.is_offline_mode():
@@ -93,24 +97,26 @@ class Hub:
             )
         )
 
-    def _check_space(self, model: str, wanted: Mapping[str, int]) -> None:
+    def check_space(self, model: str, wanted: Mapping[str, int]) -> None:
+        """Raise `StoreError` where files of these sizes do not fit the disk."""
         free = shutil.disk_usage(self.cache).free
         needed = sum(wanted.values()) + _SPARE_BYTES
         if free < needed:
             raise StoreError(
                 f"{model} needs {needed / 1e9:.1f} GB; {self.cache} has {free / 1e9:.1f} GB free",
-                hint="free some space, or set HF_HOME to a disk that has it",
+                hint=f"free some space, or set {_HOMES[self.kind]} to a disk that has it",
             )
 
     @contextmanager
-    def _errors(self, model: str) -> Iterator[None]:
+    def errors(self, model: str) -> Iterator[None]:
+        """Turn what the client raises into the errors of this class."""
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
             yield
         except HfHubHTTPError as error:
-            raise _answered(model, error) from error
+            raise _answered(self.kind, model, error) from error
         except (httpx2.TransportError, LocalEntryNotFoundError) as error:
             reason = f"the network fails: {type(error).__name__}"
             raise self._not_here(model, reason) from error
@@ -119,6 +125,11 @@ class Hub:
             raise StoreError(f"cannot write {model} to {self.cache}: {reason}") from error
 
     def _not_here(self, model: str, reason: str) -> ModelUnavailable:
+        if self.kind == "adapter":
+            return ModelUnavailable(
+                f"the adapter {model} cannot be fetched: {reason}",
+                hint=f"run `hf download {model}` where there is network, and name the folder",
+            )
         return ModelUnavailable(
             f"{model} is not in the Hugging Face cache ({self.cache}), and {reason}",
             hint=f"run `hf download {model}` where there is network and copy the cache here, "
@@ -143,9 +154,14 @@ def _is_wanted(name: str) -> bool:
     return "/" not in name and any(fnmatch(name, pattern) for pattern in ALLOWED)
 
 
-def _answered(model: str, error: Any) -> FlashError:
+def _answered(kind: str, model: str, error: Any) -> FlashError:
     """Return what an HTTP error of the hub means for the user."""
-    from huggingface_hub.errors import DisabledRepoError, GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        DisabledRepoError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     status = error.response.status_code
     page = f"https://huggingface.co/{model}"
@@ -156,8 +172,13 @@ def _answered(model: str, error: Any) -> FlashError:
         )
     if isinstance(error, RepositoryNotFoundError | DisabledRepoError) or status in _REFUSED:
         return ModelUnavailable(
-            f"Hugging Face has no model {model} that is open to this account",
-            hint=f"check the spelling at {page}; for a private model set {TOKEN}",
+            f"Hugging Face has no {kind} {model} that is open to this account",
+            hint=f"check the spelling at {page}; for a private {kind} set {TOKEN}",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return ModelUnavailable(
+            f"{model} has no such revision on Hugging Face",
+            hint=f"name a branch, a tag or a commit of {page}/commits/main",
         )
     return FlashError(
         f"Hugging Face answered with HTTP {status} for {model}", hint="try again later"

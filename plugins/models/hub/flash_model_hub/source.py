@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from flash.api import ModelUnavailable
+from flash_model_hub.adapters import fetch_adapter
 from flash_model_hub.download import Hub
 from flash_model_hub.folder import ModelFolder, refuse_quantised
 
@@ -75,6 +76,10 @@ class HubSource:
             whole = _checked(ModelFolder(path, model), model)
         refuse_foreign_code(whole.config, model)
         return whole.path
+
+    def fetch_adapter(self, reference: str, folder: Path) -> tuple[Path, str]:
+        """Return the folder of `owner/name[@revision]` below `folder`, and its commit."""
+        return fetch_adapter(attrs.evolve(self._hub, cache=folder, kind="adapter"), reference)
 
     def _folder(self, model: str) -> ModelFolder | None:
         """Return the local folder, or the cached snapshot that `main` pointed to when it came."""

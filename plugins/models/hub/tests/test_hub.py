@@ -1,8 +1,8 @@
 """
 Models by id and by folder: cache, network, refusals and facts.
 
-The server stands in for huggingface.co with the endpoints that huggingface_hub calls (model info,
-tree, resolve); the client library is the real one. No test leaves this machine.
+The client library is the real one; what stands in for huggingface.co is in `conftest.py`. No test
+leaves this machine.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ import json
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import urlsplit
 
 import pytest
 from flash_model_hub import flash_register_models
@@ -56,68 +53,9 @@ def cache(folder, tmp_path):
     return tmp_path / "cache"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """Model info, tree and files of one repository, `server.files`."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        server, path = self.server, urlsplit(self.path).path
-        server.asked.append((path, self.headers.get("Authorization")))
-        if server.refusal:
-            status, code = server.refusal
-            self.answer(status, b"{}", {"X-Error-Code": code} if code else {})
-        elif path in {f"/api/models/{ID}", f"/api/models/{ID}/revision/main"}:
-            siblings = [{"rfilename": n, "size": len(c)} for n, c in server.files.items()]
-            facts = {"id": ID, "sha": SHA, "siblings": siblings}
-            self.json(facts | {"safetensors": {"parameters": {"F32": 777}, "total": 777}})
-        elif path == f"/api/models/{ID}/tree/{SHA}":
-            self.json(
-                [
-                    {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
-                    for n, c in server.files.items()
-                ]
-            )
-        elif path.startswith(f"/{ID}/resolve/"):
-            content = server.files[path.split("/", 5)[5]]
-            server.served.append(path.split("/", 5)[5])
-            etag = f'"{hashlib.sha1(content).hexdigest()}"'
-            self.answer(200, content, {"ETag": etag, "X-Repo-Commit": SHA})
-        else:
-            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    def json(self, content):
-        self.answer(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
-
-    def answer(self, status, body, headers):
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
-def hub(folder):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.daemon_threads = True
-    server.files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    server.asked, server.served, server.refusal = [], [], None
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def hub(serve, folder):
+    return serve(ID, SHA, {path.name: path.read_bytes() for path in folder.iterdir()})
 
 
 @pytest.fixture
@@ -379,7 +317,7 @@ def test_a_download_that_was_cut_off_is_completed(source, hub):
 def test_a_repository_without_safe_weights_is_refused_before_any_download(
     source, hub, files, message
 ):
-    hub.files = {"config.json": hub.files["config.json"], **files}
+    hub.commits[SHA] = {"config.json": hub.files["config.json"], **files}
 
     assert message in unavailable(source.fetch, ID, print).message
     assert hub.served == []
