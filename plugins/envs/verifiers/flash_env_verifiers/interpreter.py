@@ -45,9 +45,7 @@ def make_interpreter(packages: Sequence[str], home: Path, report: Callable[[str]
     Safe to call from several processes at once. Raises `EnvironmentFault` for packages that cannot
     be had.
     """
-    requirements = [LIBRARY, *sorted(packages)]
-    identity = [requirements, sys.version, platform.machine()]
-    folder = home.absolute() / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    requirements, folder = _requirements(packages), _folder(packages, home)
     try:
         home.mkdir(parents=True, exist_ok=True)
         with folder.with_suffix(".lock").open("w") as lock:
@@ -63,6 +61,20 @@ def make_interpreter(packages: Sequence[str], home: Path, report: Callable[[str]
             f"cannot make the interpreter for verifiers in {folder}: {error.strerror or error}"
         ) from error
     return folder / "bin" / "python"
+
+
+def is_made(packages: Sequence[str], home: Path) -> bool:
+    """Say whether `make_interpreter` has nothing left to install."""
+    return (_folder(packages, home) / "ready").is_file()
+
+
+def _requirements(packages: Sequence[str]) -> list[str]:
+    return [LIBRARY, *sorted(packages)]
+
+
+def _folder(packages: Sequence[str], home: Path) -> Path:
+    identity = [_requirements(packages), sys.version, platform.machine()]
+    return home.absolute() / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
 def _install(requirements: Sequence[str], folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flash.api import EnvironmentFault, Problem
-from flash_env_verifiers.interpreter import find_interpreter, make_interpreter
+from flash_env_verifiers.interpreter import LIBRARY, find_interpreter, is_made, make_interpreter
 from flash_env_verifiers.params import checked_id, read_manifest, read_params, write_manifest
 
 if TYPE_CHECKING:
@@ -43,7 +43,13 @@ class VerifiersLoader:
                 find_interpreter(known.python)
         except EnvironmentFault as fault:
             return [Problem("environment", fault.message, fault.hint)]
-        return []
+        if known.python or is_made(known.packages, self._ctx.workdir):
+            return []
+        said = (
+            f"{', '.join([LIBRARY, *known.packages])} will be installed for the environment first"
+        )
+        note = "570 MB into a folder of Flash's, once; it takes a minute or two"
+        return [Problem("environment", said, note, severity="warning")]
 
     def rows(
         self,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from flash_env_verifiers import flash_register_environments
-from flash_env_verifiers.interpreter import make_interpreter
+from flash_env_verifiers.interpreter import is_made, make_interpreter
 from flash_env_verifiers.loader import VerifiersLoader
 from flash_env_verifiers.params import read_manifest, read_params
 from flash_env_verifiers.process import EnvironmentProcess
@@ -54,7 +54,7 @@ def test_the_record_detects_verifiers_toml_and_claims_the_scheme(folder):
 def test_a_reference_becomes_a_folder_that_names_it(loader, folder):
     assert loader.fetch("verifiers:reverse-text", folder) == "reverse-text"
     assert read_manifest(folder) == "reverse-text"
-    assert loader.check(folder, split="train", params={}) == []
+    assert loader.check(folder, split="train", params={"python": sys.executable}) == []
     assert loader.rows(folder, split="train", params={}) is None
 
 
@@ -104,6 +104,13 @@ def test_params_that_are_wrong_are_told_before_anything_runs(loader, folder, par
     assert problem.path == "environment"
 
 
+def test_what_will_be_installed_is_said_before_it_is(loader, folder):
+    (note,) = loader.check(folder, split="train", params={"packages": ["a"]})
+
+    assert note.severity == "warning"
+    assert note.message == "verifiers~=0.4.0, a will be installed for the environment first"
+
+
 def test_numbers_may_be_whole(folder):
     assert read_params({"success_at": 1, "answer_timeout_s": 5}).answer_timeout_s == 5
 
@@ -121,6 +128,8 @@ def test_an_interpreter_that_is_made_already_is_taken_as_it_is(tmp_path):
 
     assert make_interpreter(["a", "b"], tmp_path, pytest.fail) == made
     assert make_interpreter(["b", "a"], tmp_path, pytest.fail) == made
+    assert is_made(["b", "a"], tmp_path)
+    assert not is_made(["a"], tmp_path)
 
 
 def make_interpreter_without_installing(home):
