@@ -43,7 +43,7 @@ from pathlib import Path
 
 import attrs
 
-from flash.api import ModelCard, ModelPlugin, SinkPlugin, hookimpl
+from flash.api import ModelCard, ModelPlugin, Reward, RewardPlugin, SinkPlugin, hookimpl
 
 CARD = ModelCard("tiny", 1000, 512, 8, 1, 8, 8)
 
@@ -58,6 +58,17 @@ class Nothing:
 
 def no_sink(ctx, config):
     raise ImportError("its library is not here")
+
+class Told:
+    def __init__(self, ctx, config):
+        self.told = f"{ctx.secret('ADAPTER_KEY')} {(ctx.environment / 'environment.py').exists()}"
+    def score(self, task, episodes):
+        return [Reward(1.0, metrics={"gold": len(task.gold)}, reason=self.told)]
+
+@hookimpl
+def flash_register_rewards():
+    keys = ("ADAPTER_KEY",)
+    return [RewardPlugin(name="few-lines", summary="1.", make=Told, config=Nothing, secrets=keys)]
 
 @hookimpl
 def flash_register_models():
@@ -112,7 +123,7 @@ class Worker:
                 "PYTHONPATH": str(self.folder),
                 "FLASH_HOME": str(self.folder / "home"),
             },
-            input=json.dumps({"SERVICE_KEY": "canary-4711"}),
+            input=json.dumps({"SERVICE_KEY": "canary-4711", "ADAPTER_KEY": "canary-0815"}),
             capture_output=True,
             text=True,
             check=False,
@@ -166,6 +177,28 @@ def test_a_run_ends_whatever_user_code_leaves_behind_and_what_it_keeps_is_masked
     [warning] = worker.events("warning")
     assert "the sink few-lines is left out: " in warning["message"]
     assert "its library is not here" in warning["message"]
+
+
+def test_an_algorithm_scores_by_the_reward_tables_and_user_code_has_no_adapters_secret(worker):
+    worker.submit(
+        "assert 'ADAPTER_KEY' not in os.environ\n",
+        more="[reward.environment]\n[reward.few-lines]\nweight = 0.5\n",
+    )
+
+    done = worker.attempt(
+        f"""
+        from flash.api import Episode
+        environment = context.environment
+        (task,) = environment.tasks("train")
+        (reward,) = environment.score(task, [Episode((), "b")])
+        assert reward.score == 1.5, reward
+        assert reward.metrics == {{"environment": 1.0, "few-lines": 1.0, "few-lines/gold": 1.0}}
+        assert reward.reason == "few-lines: " + "canary-" + "0815 True"
+        {FINISH}
+        """
+    )
+
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_an_environment_writes_into_its_folder_does_not_keep_the_next_attempt_away(worker):
