@@ -16,7 +16,7 @@ space := $(empty) $(empty)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast lint format docs clean
+.PHONY: help setup demo demo-grpo test test-fast lint format docs clean
 
 help:  ## show these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,7 +42,10 @@ $(STAMP): pyproject.toml $(PLUGINS:%=%pyproject.toml) constraints.txt requiremen
 	@touch $@
 
 demo: $(STAMP)  ## train the example, evaluate before and after, print a report
-	@$(BIN)/python examples/bookings/demo.py
+	@$(BIN)/python examples/demo.py examples/bookings/configs/sft.toml
+
+demo-grpo: $(STAMP)  ## the same by practice: a reward instead of answers to copy
+	@$(BIN)/python examples/demo.py examples/glossary/configs/rl.toml
 
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flash.comparison import compare_rows
 from flash.context import plugin_context
 from flash.home import FlashHome
 from flash.plan import make_plan
@@ -121,7 +122,7 @@ def bookings():
 
 @pytest.fixture(scope="module")
 def demo():
-    return module_of(EXAMPLES / "bookings" / "demo.py")
+    return module_of(EXAMPLES / "demo.py")
 
 
 def test_held_out_bookings_have_sentences_and_surnames_of_their_own(bookings):
@@ -172,7 +173,9 @@ def test_spacing_and_the_order_of_keys_do_not_count(host, home):
 
 
 def test_a_falling_loss_is_drawn_falling(demo):
-    *rows, axis, ruler = demo.plot([8.0, 4.0, 2.0, 1.0], unicode=False).splitlines()
+    *rows, axis, ruler = demo.plot(
+        [8.0, 4.0, 2.0, 1.0], unicode=False, logarithmic=True
+    ).splitlines()
 
     heights = [sum(row[9:].ljust(4)[column] == "#" for row in rows) for column in range(4)]
     assert heights == sorted(heights, reverse=True)
@@ -184,9 +187,9 @@ def test_a_falling_loss_is_drawn_falling(demo):
 
 
 @pytest.mark.parametrize("unicode", [True, False])
-@pytest.mark.parametrize("losses", [[1.0], [0.5, 0.5], [3.0, 0.0, 1.0] * 100, []])
-def test_any_loss_curve_can_be_drawn_as_the_terminal_allows(demo, losses, unicode):
-    drawn = demo.plot(losses, unicode=unicode)
+@pytest.mark.parametrize("rewards", [[1.0], [0.0, 0.0], [-3.0, 0.0, 1.0] * 100, []])
+def test_any_curve_can_be_drawn_as_the_terminal_allows(demo, rewards, unicode):
+    drawn = demo.plot(rewards, unicode=unicode)
 
     assert drawn.isascii() or unicode
     assert max(map(len, drawn.splitlines())) <= demo.WIDTH + 10
@@ -194,22 +197,38 @@ def test_any_loss_curve_can_be_drawn_as_the_terminal_allows(demo, losses, unicod
 
 def result(successes):
     rows = [
-        {"success": success, "error": None, "input": "table?", "completion": "a\nb\x1b"}
-        for success in successes
+        {
+            "row": place,
+            "id": str(place),
+            "success": success,
+            "score": float(success),
+            "metrics": {},
+            "error": None,
+            "input": "table?",
+            "completion": "a\nb\x1b",
+        }
+        for place, success in enumerate(successes)
     ]
     rate = sum(successes) / len(successes)
-    metrics = {"valid_json": rate}
+    metrics = {"valid_json": rate, "words": 20 * rate}
     return {"success": rate, "interval": [0.1, 0.2], "metrics": metrics, "rows": rows}
 
 
-def test_the_report_says_whether_a_gain_is_beyond_chance(demo):
-    large = demo.scores(result([False] * 20), result([True] * 20))
-    small = demo.scores(result([True, False] * 5), result([True] * 6 + [False] * 4))
+def report(demo, before, after):
+    before, after = result(before), result(after)
+    difference = compare_rows(before["rows"], after["rows"])
+    return demo.scores(before | {"difference": difference}, after)
 
-    assert "success           0.0%    100.0%" in large
+
+def test_the_report_says_whether_a_gain_is_beyond_chance(demo):
+    large = report(demo, [False] * 20, [True] * 20)
+    small = report(demo, [True, False] * 5, [True] * 6 + [False] * 4)
+
+    assert "success         0.0%    100.0%" in large
+    assert "words            0.0      20.0" in large
     assert "+100.0 points" in large
-    assert "the gain is beyond what chance explains" in large
-    assert "the gain is within what chance explains" in small
+    assert "verdict: better" in large
+    assert "verdict: no change beyond noise" in small
 
 
 def test_the_report_shows_right_answers_and_one_that_is_still_wrong(demo):
@@ -218,3 +237,103 @@ def test_the_report_shows_right_answers_and_one_that_is_still_wrong(demo):
     assert shown.count("which is right") == 2
     assert shown.endswith("which is wrong")
     assert "a b?" in shown
+
+
+@pytest.mark.parametrize(
+    ("practised", "words"), [(False, "train.epochs=2"), (True, "rollouts 1abc --worst 3")]
+)
+def test_the_report_ends_with_commands_that_fit_the_algorithm(demo, practised, words):
+    assert words in demo.next_commands("1abc", "a.toml", practised=practised)
+
+
+@pytest.fixture
+def glossary(host, home):
+    """Score an answer to the question for a bakery."""
+    environment = load("glossary", host, home)
+    (task,) = (
+        task
+        for split in environment.splits()
+        for task in environment.tasks(split)
+        if task.input == "What is a bakery?"
+    )
+
+    def score(said):
+        (reward,) = environment.score(task, [Episode((), said)])
+        assert reward.error is None
+        return reward
+
+    return score
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "A bakery is a shop that sells bread.",
+        "It is a place where cakes are made!",
+        "You can buy bread and cakes there, and it smells of pastry.",
+    ],
+)
+def test_a_short_right_definition_is_paid_in_full(glossary, said):
+    assert glossary(said).success
+    assert glossary(said).score == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "failed"),
+    [
+        ("", "sentence"),
+        ("junk", "sentence"),
+        ("What is a bakery?", "sentence"),
+        ("A bakery is bread", "sentence"),
+        ("a bakery is a shop that sells bread.", "sentence"),
+        ("It is bread. It is a shop.", "sentence"),
+        ("It is a shop\nfor bread.", "sentence"),
+        ("It is bread, cakes, pastries, a shop.", "sentence"),
+        ("Bread cakes pastries flour dough oven.", "sentence"),
+        ("Bread is bread and bread is the bread.", "sentence"),
+        ("It is a shop that sells things.", "right"),
+        ("One bakery is as good as the other.", "right"),
+        ("A bakery is a bakery for the baker.", "sentence"),
+        ("A bakery is a place on the", "sentence"),
+    ],
+)
+def test_what_explains_nothing_or_is_no_sentence_is_paid_nothing(glossary, said, failed):
+    reward = glossary(said)
+
+    assert reward.score == 0
+    assert not reward.success
+    assert reward.metrics[failed] == 0
+
+
+def test_a_right_definition_is_paid_less_the_longer_it_is(glossary):
+    opening = "It is a shop that sells bread to the people who live in the"
+    scores = [glossary(f"{opening} {end}.").score for end in ("town", "big old town", "x y z u v")]
+
+    assert not glossary(f"{opening} town.").success
+    assert 1 > scores[0] > scores[1] > scores[2] > 0
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "It is a thing that is used by people.",
+        "It is a place where people go to eat food.",
+        "It is a small animal with fur that lives in the forest.",
+        "It is a large body of water with fish.",
+        "It is food, water and light for the sea.",
+    ],
+)
+def test_no_one_answer_defines_many_words(host, home, said):
+    environment = load("glossary", host, home)
+    tasks = [task for split in environment.splits() for task in environment.tasks(split)]
+
+    right = sum(environment.score(task, [Episode((), said)])[0].success for task in tasks)
+    assert right < 0.2 * len(tasks)
+
+
+def test_held_out_words_of_the_glossary_are_never_trained_on():
+    trained, held_out = (
+        {row["metadata"]["word"] for row in rows("glossary", split)} for split in ("train", "eval")
+    )
+
+    assert not trained & held_out
