@@ -4,9 +4,10 @@ import pytest
 
 from flash import foreground
 from flash.environments import Located, snapshot
-from flash.errors import FlashError
+from flash.errors import EnvironmentFault, FlashError
 from flash.home import FlashHome
-from flash.spec.model import EnvironmentTable
+from flash.plugins import PluginHost
+from flash.spec.model import EnvironmentTable, read_reward_tables
 
 FACTORY = """
 import atexit, os, sys, threading
@@ -37,13 +38,17 @@ def project(tmp_path, monkeypatch):
     return folder
 
 
-def check(project, code, worker_env):
+def check(project, code, worker_env, **reward):
     (project / "environment.py").write_text(FACTORY + code)
     located = Located(plugin="freesolo", reference=".", folder=project)
     table = EnvironmentTable(path=".")
     return foreground.call(
         "check",
-        {"environment": foreground.environment_request(table, located, worker_env)},
+        {
+            "environment": foreground.environment_request(
+                table, located, worker_env, read_reward_tables(reward, PluginHost.load())
+            )
+        },
         home=FlashHome(project.parent / "home"),
         secrets={},
     )
@@ -78,3 +83,10 @@ def test_user_code_that_calls_exit_is_an_error_of_its_folder(project):
         check(project, "raise SystemExit(0)\n", {})
 
     assert f"{project}/environment.py:" in str(caught.value)
+
+
+def test_a_reward_that_cannot_be_made_is_found_before_anything_is_submitted(project):
+    with pytest.raises(EnvironmentFault) as caught:
+        check(project, "", {}, python={"path": "rewards.py:score", "weight": 2.0})
+
+    assert caught.value.message == (f"[reward.python] path: there is no file {project}/rewards.py")
