@@ -51,6 +51,11 @@ def incomparable(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | N
     return None
 
 
+def drawn_alike(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Say whether the answers of two evaluations were drawn with the same settings."""
+    return all(before[name] == after[name] for name in _SETTINGS)
+
+
 def compare(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """
     Return what `after` gained over `before`, for which `incomparable` has nothing to say.

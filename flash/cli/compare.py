@@ -27,14 +27,14 @@ JSON_KEYS: Final = {
     "evaluations",
     "metrics": "`[step, value]` of every logged step by metric, under `a` and `b`",
     "held_out": "the same of the numbers that training measured on held-out rows",
-    "evaluations": "the newest kept evaluations of the two that can be compared: the ids `a` and "
-    "`b`, and `difference` as `flash eval --against` has it; null where there are none",
+    "evaluations": "the newest kept evaluations of the two that can be compared, drawn alike if any "
+    "are: ids `a` and `b`, and `difference` as `flash eval --against` has it; or null",
     "incomparable": "why there are none, or null",
 }
 
 Curve = dict[int, float]
 _SPARKLINE_WIDTH = 16
-_NOT_CURVES = frozenset({"step", "total", "eta_s"})
+_NOT_CURVES = frozenset({"step", "total", "eta_s", "best"})
 
 
 @attrs.frozen
@@ -187,17 +187,21 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 def _difference(
     of_a: Sequence[dict[str, Any]], of_b: Sequence[dict[str, Any]]
 ) -> tuple[tuple[dict[str, Any], dict[str, Any], dict[str, Any]] | None, str | None]:
-    """Return the newest two evaluations that can be compared, with what B gained, or why not."""
+    """
+    Return two evaluations that can be compared with what B gained, or why there are none.
+
+    The newest two that were drawn with the same settings, else the newest two.
+    """
     from flash import comparison
 
-    reason = "there are no evaluations of both"
-    for after in of_b:
-        for before in of_a:
-            problem = comparison.incomparable(before, after)
-            if problem is None:
-                return (before, after, comparison.compare(before, after)), None
-            reason = problem
-    return None, reason
+    pairs = [(before, after) for after in of_b for before in of_a]
+    if not pairs:
+        return None, "there are no evaluations of both"
+    fitting = [pair for pair in pairs if comparison.incomparable(*pair) is None]
+    if not fitting:
+        return None, comparison.incomparable(*pairs[0])
+    before, after = next((pair for pair in fitting if comparison.drawn_alike(*pair)), fitting[0])
+    return (before, after, comparison.compare(before, after)), None
 
 
 def _show_config(found: Mapping[str, Any]) -> None:

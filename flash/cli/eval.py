@@ -15,7 +15,7 @@ from flash.cli.evaluation_view import (
     show_difference,
     show_evaluation,
 )
-from flash.cli.output import note, print_json, warn
+from flash.cli.output import note, out, print_json, warn
 from flash.errors import FlashError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -187,6 +187,7 @@ def eval_(
         show_evaluation(result)
     complain(result)
     if kept and difference and not as_json:
+        out()
         show_difference(kept, difference)
 
 

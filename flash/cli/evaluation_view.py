@@ -55,7 +55,6 @@ def _show_numbers(numbers: Mapping[str, Any], what: str, settings: Mapping[str, 
 
 def show_difference(before: Mapping[str, Any], difference: Mapping[str, Any]) -> None:
     """Print what the newer evaluation gained over `before`: the verdict first."""
-    out()
     kept = f" ({before['evaluation']})" if before["evaluation"] else ""
     whom = f"{before['target']}{kept}"
     if difference["verdict"]:

@@ -225,6 +225,16 @@ def test_the_newest_pair_that_can_be_compared_is_taken(desk, flash):
     assert (found["evaluations"]["a"], found["evaluations"]["b"]) == old
 
 
+def test_evaluations_that_were_drawn_alike_come_first(desk, flash):
+    a, b = desk.run(), desk.run()
+    alike = desk.evaluation(a, samples=4), desk.evaluation(b, samples=4)
+    desk.evaluation(a)
+
+    found = json.loads(flash("compare", a, b, "--json")[1])
+
+    assert (found["evaluations"]["a"], found["evaluations"]["b"]) == alike
+
+
 def test_evaluations_of_another_environment_are_not_compared(desk, flash):
     a, b = desk.run(), desk.run()
     desk.evaluation(a)
