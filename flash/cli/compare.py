@@ -27,8 +27,8 @@ JSON_KEYS: Final = {
     "evaluations",
     "metrics": "`[step, value]` of every logged step by metric, under `a` and `b`",
     "held_out": "the same of the numbers that training measured on held-out rows",
-    "evaluations": "the newest kept evaluations of the two that can be compared, drawn alike if any "
-    "are: ids `a` and `b`, and `difference` as `flash eval --against` has it; or null",
+    "evaluations": "the newest kept evaluations of the two that can be compared, drawn alike where "
+    "any are: ids `a` and `b`, and `difference` as `flash eval --against` has it; or null",
     "incomparable": "why there are none, or null",
 }
 
