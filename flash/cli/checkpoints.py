@@ -8,7 +8,7 @@ import click
 
 from flash.cli.app import App, pass_app
 from flash.cli.output import note, print_json, table
-from flash.cli.progress import measure_of
+from flash.cli.progress import Progress, measure_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,8 @@ JSON_KEYS: Final = {
     "step": "N",
     "loss": "the held-out loss there, or null where it was not measured",
     "reward": "the mean reward on held-out tasks there, or null where it was not measured",
-    "best": "whether that is the highest reward of all, or the lowest loss",
+    "best": "whether that is the highest reward of all, or the lowest loss, and better than before "
+    "training",
     "last": "whether it is the newest",
     "created_s": "when it was saved, in seconds since 1970",
     "size_bytes": "of all its files",
@@ -39,7 +40,8 @@ def checkpoints(app: App, run: str, *, as_json: bool) -> None:
     """
     List the complete checkpoints of RUN.
 
-    `best` has the highest held-out reward, or the lowest held-out loss of a run without rewards.
+    `best` has the highest held-out reward, or the lowest held-out loss of a run without rewards;
+    none is, where that was no worse before training.
     """
     from flash.plane.plane import Plane
 
@@ -47,7 +49,10 @@ def checkpoints(app: App, run: str, *, as_json: bool) -> None:
     record = plane.find(run)
     saved = plane.checkpoints(record.id)
     measure = measure_of(name.removeprefix(_HELD_OUT) for one in saved for name in one.metrics)
-    found = _described(record.id, saved, measure)
+    progress = Progress()
+    progress.take(plane.events(record.id))
+    before = progress.evaluations.get(0, {}).get(measure.name)
+    found = _described(record.id, saved, measure, before)
     if as_json:
         print_json(found)
     elif not found:
@@ -67,20 +72,30 @@ def checkpoints(app: App, run: str, *, as_json: bool) -> None:
             ],
             right=(title, "size"),
         )
+        if before is not None and not any(item["best"] for item in found):
+            note(f"none is better than before training: {title} {measure.form.format(before)}")
 
 
-def _described(run: str, saved: Sequence[Checkpoint], measure: Measure) -> list[dict[str, Any]]:
-    """Return what `--json` prints; the best is the first of those with the best held-out value."""
+def _described(
+    run: str, saved: Sequence[Checkpoint], measure: Measure, before: float | None
+) -> list[dict[str, Any]]:
+    """
+    Return what `--json` prints.
+
+    The best is the first of those with the best held-out value, if that beats `before` training.
+    """
     name = f"{_HELD_OUT}{measure.name}"
     values = {one.step: one.metrics[name] for one in saved if name in one.metrics}
     best = measure.best(values, key=values.__getitem__, default=None)
+    if before is not None and values and measure.best(before, values[best]) == before:
+        best = None
     return [
         {
             "checkpoint": f"{run}/step-{one.step}",
             "step": one.step,
             "loss": one.metrics.get("eval_loss"),
             "reward": one.metrics.get("eval_reward"),
-            "best": one.step in values and one.step == best,
+            "best": one.step == best and best is not None,
             "last": one is saved[-1],
             "created_s": one.created_s,
             "size_bytes": one.size_bytes,

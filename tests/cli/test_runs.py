@@ -135,6 +135,24 @@ def test_of_a_run_with_rewards_the_best_checkpoint_has_the_highest(bench, flash)
     assert lines[3] == [f"{run}/step-5", "0.0", "MB", "last"]
 
 
+def test_a_checkpoint_that_is_no_better_than_before_training_is_not_the_best(bench, flash):
+    run = bench.submit("say('evaluation', step=0, reward=0.75, success=0.5)")
+    bench.wait(run)
+    checkpoints = CheckpointStore(bench.plane.store(run))
+    for step, reward in ((2, 0.5), (4, 0.75)):
+        checkpoints.save(
+            step, lambda folder: (folder / "w").touch(), metrics={"eval_reward": reward}
+        )
+
+    code, said, note = flash("checkpoints", run)
+
+    assert "best" not in said
+    assert (code, note) == (
+        0,
+        "none is better than before training: held-out reward 0.750\n",
+    )
+
+
 def test_a_run_without_checkpoints_says_so(bench, flash):
     run = bench.submit("", memory_gib=1e6)
 

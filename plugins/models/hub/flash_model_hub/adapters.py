@@ -46,9 +46,8 @@ def fetch_adapter(hub: Hub, reference: str) -> tuple[Path, str]:
             if not folder.is_dir():
                 hub.check_space(adapter, {name: file.size for name, file in files.items()})
                 partial = home / f"{info.sha}.partial"
-                api.snapshot_download(
-                    adapter, revision=info.sha, local_dir=partial, allow_patterns=[*files]
-                )
+                for name in files:
+                    api.hf_hub_download(adapter, name, revision=info.sha, local_dir=partial)
                 _check_whole(adapter, partial, files)
                 shutil.rmtree(partial / ".cache", ignore_errors=True)
                 partial.rename(folder)
