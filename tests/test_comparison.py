@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flash.comparison import compare, compare_rows, incomparable
 from flash.evaluate import numbers
@@ -165,3 +167,21 @@ def test_suites_that_both_ran_are_compared_on_their_own():
     assert {name: suite["verdict"] for name, suite in found["suites"].items()} == {"a": "better"}
     assert found["notes"] == ["only one of them has the suite b"]
     json.dumps(found)
+
+
+answers = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.25, 0.5, 1.0])), max_size=40)
+
+
+@settings(max_examples=60)
+@given(answers, answers)
+def test_what_one_gains_the_other_loses(one, other):
+    before, after = ([row(n, score) for n, score in enumerate(side)] for side in (one, other))
+
+    there, back = compare_rows(before, after), compare_rows(after, before)
+
+    assert (there["n"], there["left_out"]) == (back["n"], back["left_out"])
+    assert (there["up"], there["down"]) == (back["down"], back["up"])
+    assert there["up"] + there["same"] + there["down"] == there["n"]
+    assert there["mean"]["gain"] == pytest.approx(-back["mean"]["gain"])
+    turned = {"better": "worse", "worse": "better"}
+    assert turned.get(there["verdict"], there["verdict"]) == back["verdict"]

@@ -9,6 +9,7 @@ from flash.endpoint import Endpoint
 from flash.episodes import Played
 from flash.errors import EnvironmentFault, UsageError
 from flash.evaluate import Evaluation, evaluate, held_out_split, numbers, summary
+from flash.rewards import Part, RewardedEnvironment
 from flash.testing.models import make_tiny_model
 from flash.values import Episode, Reward, Step, Task
 
@@ -253,6 +254,18 @@ def test_suites_run_after_the_split(tiny_model):
     assert (result["split"], result["n"]) == ("eval", 3)
     assert {name: one["n"] for name, one in result["suites"].items()} == {"hard": 2, "easy": 3}
     assert result["suites"]["hard"]["rows"][0]["id"] == "cases-0"
+
+
+def test_reward_adapters_leave_the_suites_their_own_graders(tiny_model):
+    environment = WithSuites("train", "eval")
+    double = Part("double", 2.0, environment.score)
+
+    rewarded = RewardedEnvironment(environment, None, [double])
+    result, _ = run(tiny_model, rewarded, max_tokens=2, rows=2)
+
+    assert result["mean"] == 2.0
+    assert result["metrics"] == {"double": 1.0, "double/length": 2.0}
+    assert result["suites"]["hard"]["mean"] == 1.0
 
 
 def test_suites_are_held_out_rows_enough(tiny_model):

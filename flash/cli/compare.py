@@ -34,6 +34,7 @@ JSON_KEYS: Final = {
 
 Curve = dict[int, float]
 _SPARKLINE_WIDTH = 16
+_DIGEST_SHOWN = len("sha256:") + 12
 _NOT_CURVES = frozenset({"step", "total", "eta_s", "best"})
 
 
@@ -216,7 +217,8 @@ def _show_config(found: Mapping[str, Any]) -> None:
 
 
 def _cell(value: Any) -> str:
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    return text[:_DIGEST_SHOWN] if text.startswith("sha256:") else text
 
 
 def _show_curves(found: Mapping[str, Any], kind: str) -> None:
