@@ -6,6 +6,7 @@ As in `flash.workbench.checks`, each looks at one thing and passes over what ano
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _WORKERS: Final = 8
 _SLOW_STEP_S: Final = 30.0
+_PER_TURN: Final = "per_turn_rewards"
 _STEP: Final = 64
 """Answers of one step, where a config does not say; for the estimate of scoring time."""
 
@@ -148,6 +150,33 @@ def success(subject: Subject) -> Iterator[Finding]:
         )
 
 
+def per_turn(subject: Subject) -> Iterator[Finding]:
+    """Yield rewards of single turns that cannot be used."""
+    wrong = [
+        (trial.task.id, probe, given, len(trial.played[probe].answers))
+        for trial in subject.played()
+        for probe, reward in trial.rewards.items()
+        if (given := reward.metadata.get(_PER_TURN)) is not None
+        and not _is_one_number_each(given, len(trial.played[probe].answers))
+    ]
+    if wrong:
+        task, probe, given, turns = wrong[0]
+        yield Finding(
+            "warn",
+            "per-turn",
+            f"{task}: the {_PER_TURN} of an answer that says {said(probe)} are {given!r:.60}, for "
+            f"{turns} turns",
+            "give one finite number for each turn of the model; else the whole episode's score "
+            "counts for every turn",
+        )
+
+
+def _is_one_number_each(given: object, turns: int) -> bool:
+    if not isinstance(given, list | tuple) or len(given) != turns:
+        return False
+    return all(isinstance(one, int | float) and math.isfinite(one) for one in given)
+
+
 def repetition(subject: Subject) -> Iterator[Finding]:
     """Yield a score that differs from one time to the next, or else among others."""
     trials = [trial for trial in subject.repeated() if len(trial.scores()) == len(trial.rewards)]
@@ -223,6 +252,7 @@ CHECKS = (
     junk_reward,
     exploits,
     success,
+    per_turn,
     repetition,
     speed,
 )

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import attrs
 import pytest
 
 from flash.values import Reward
@@ -162,6 +163,25 @@ class TestScoresThatAreNone:
 
         assert findings(Environment, tasks=2) == [("fail", "score-errors")]
         never.set()
+
+
+@pytest.mark.parametrize("given", [[1.0, 0.0], [0.0, float("nan"), 1.0], "1 0 1"])
+def test_rewards_of_turns_that_are_not_one_a_turn(findings, guessing, given):
+    class Environment(guessing):
+        def rate(self, task, said):
+            return attrs.evolve(super().rate(task, said), metadata={"per_turn_rewards": given})
+
+    assert findings(Environment) == [("warn", "per-turn")]
+
+
+def test_rewards_of_turns_that_are(findings, guessing):
+    class Environment(guessing):
+        def rate(self, task, said):
+            return attrs.evolve(
+                super().rate(task, said), metadata={"per_turn_rewards": [0, 0.5, 1]}
+            )
+
+    assert findings(Environment) == []
 
 
 def test_a_score_by_chance(findings, sound):

@@ -38,7 +38,7 @@ class Orders(EnvironmentSingleTurn):
         right = {name: said.get(name) == gold[name] for name in FIELDS}
         form = len(response_text.strip().splitlines()) == len(said) == len(FIELDS)
         return RewardResult(
-            score=0.3 * sum(right.values()) + 0.1 * (form and any(right.values())),
+            score=(3 * sum(right.values()) + (form and any(right.values()))) / 10,
             success=form and all(right.values()),
             metrics=(
                 RewardMetric(name="form", success=form),
