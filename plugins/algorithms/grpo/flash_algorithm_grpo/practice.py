@@ -293,17 +293,16 @@ def _sample(
 def _rollout(sample: Sample, step: int, place: int) -> Rollout:
     played, reward = sample.played, sample.reward
     episode, answers = played.episode, played.answers
-    messages = episode.messages if episode else ()
-    first = next((at for at, one in enumerate(messages) if one["role"] == "assistant"), None)
+    said = answers[-1].text if answers else ""
     return Rollout(
         step=step,
         task=played.task.id,
         sample=place,
-        messages=messages,
-        opening=len(messages) if first is None else first,
+        messages=played.messages,
+        opening=played.opening,
         completion=episode.completion if episode else None,
-        thinking=episode.thinking if episode else "",
-        raw=episode.raw if episode else "",
+        thinking=split_thinking(said)[0],
+        raw=said,
         score=reward.score,
         success=reward.success,
         metrics=reward.metrics,
