@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
-from flash.api import EnvironmentPlugin, hookimpl
+from flash.api import EnvironmentPlugin, Problem, hookimpl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,5 +33,22 @@ def flash_register_environments() -> list[EnvironmentPlugin]:
             detect=_detect,
             make=_make,
             schemes=("verifiers",),
+        )
+    ]
+
+
+@hookimpl
+def flash_review_plan(plan: Any) -> list[Problem]:
+    """Refuse `environment.pip`, which installs for an interpreter that these do not run in."""
+    if plan.environment is None or plan.environment.plugin != "verifiers":
+        return []
+    pip = plan.spec.environment.pip
+    if not pip:
+        return []
+    return [
+        Problem(
+            "environment.pip",
+            "verifiers environments have an interpreter of their own, and pip installs for Flash's",
+            f"write packages = {json.dumps(list(pip))} in [environment.params]",
         )
     ]

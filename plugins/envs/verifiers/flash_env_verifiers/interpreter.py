@@ -54,7 +54,11 @@ def make_interpreter(packages: Sequence[str], home: Path, report: Callable[[str]
             if not ready.is_file():
                 report(f"installing {', '.join(requirements)}, once; this takes a minute")
                 shutil.rmtree(folder, ignore_errors=True)
-                _install(requirements, folder)
+                try:
+                    _install(requirements, folder)
+                except EnvironmentFault:
+                    shutil.rmtree(folder, ignore_errors=True)  # half a gigabyte of no use
+                    raise
                 ready.touch()
     except OSError as error:
         raise StoreError(
@@ -78,9 +82,11 @@ def _folder(packages: Sequence[str], home: Path) -> Path:
 
 
 def _install(requirements: Sequence[str], folder: Path) -> None:
-    _run([sys.executable, "-P", "-m", "venv", str(folder)], "make an environment for verifiers")
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "--no-input", "--disable-pip-version-check"]
-    _run([*pip, "install", "--quiet", "--", *requirements], f"install {', '.join(requirements)}")
+    own = [sys.executable, "-P", "-m"]
+    _run([*own, "venv", "--without-pip", str(folder)], "make an environment for verifiers")
+    pip = [*own, "pip", "--python", str(folder / "bin" / "python"), "--no-input", "--quiet"]
+    install = ["--disable-pip-version-check", "install", "--", *requirements]
+    _run([*pip, *install], f"install {', '.join(requirements)}")
 
 
 def _run(command: Sequence[str], purpose: str) -> None:

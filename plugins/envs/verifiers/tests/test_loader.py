@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from flash_env_verifiers import flash_register_environments
+from flash_env_verifiers import flash_register_environments, flash_review_plan
 from flash_env_verifiers.interpreter import is_made, make_interpreter
 from flash_env_verifiers.loader import VerifiersLoader
 from flash_env_verifiers.params import read_manifest, read_params
@@ -111,6 +112,17 @@ def test_what_will_be_installed_is_said_before_it_is(loader, folder):
     assert note.message == "verifiers~=0.4.0, a will be installed for the environment first"
 
 
+def test_packages_for_flash_s_own_interpreter_are_refused(folder):
+    def review(plugin, *pip):
+        environment = SimpleNamespace(plugin=plugin)
+        spec = SimpleNamespace(environment=SimpleNamespace(pip=pip))
+        return flash_review_plan(SimpleNamespace(environment=environment, spec=spec))
+
+    (problem,) = review("verifiers", "my-env")
+    assert 'packages = ["my-env"] in [environment.params]' in problem.hint
+    assert review("verifiers") == review("freesolo", "my-env") == []
+
+
 def test_numbers_may_be_whole(folder):
     assert read_params({"success_at": 1, "answer_timeout_s": 5}).answer_timeout_s == 5
 
@@ -130,6 +142,19 @@ def test_an_interpreter_that_is_made_already_is_taken_as_it_is(tmp_path):
     assert make_interpreter(["b", "a"], tmp_path, pytest.fail) == made
     assert is_made(["b", "a"], tmp_path)
     assert not is_made(["a"], tmp_path)
+
+
+@pytest.mark.slow
+def test_packages_that_cannot_be_had_are_told_and_leave_nothing(tmp_path):
+    missing = (tmp_path / "nowhere").as_uri()
+
+    with pytest.raises(EnvironmentFault) as caught:
+        make_interpreter([f"my-env @ {missing}"], tmp_path / "home", lambda _: None)
+
+    assert "cannot install verifiers~=0.4.0, my-env @ file:///" in caught.value.message
+    assert "nowhere" in caught.value.message.partition(": ")[2]
+    assert "environment.params.packages" in caught.value.hint
+    assert [path.suffix for path in (tmp_path / "home").iterdir()] == [".lock"]
 
 
 def make_interpreter_without_installing(home):
@@ -155,6 +180,19 @@ def test_a_process_that_ends_says_so_to_whoever_asks(folder):
 
     with pytest.raises(PluginError, match=r"the verifiers environment ended \(exit code 1\)"):
         process.call("load", id="backwards", env={}, splits={})
+
+
+def test_a_process_that_does_not_answer_is_given_up_in_time(tmp_path, folder):
+    silent = tmp_path / "python"
+    silent.write_text("#!/bin/sh\nexec sleep 60\n")
+    silent.chmod(0o700)
+    process = EnvironmentProcess(silent, folder, timeout_s=0.05)
+
+    with pytest.raises(EnvironmentFault, match=r"gave no answer in 0\.05 s") as caught:
+        process.call("load", id="backwards", env={}, splits={})
+
+    assert "answer_timeout_s" in caught.value.hint
+    process.close()
 
 
 def test_the_process_goes_when_the_one_that_asked_is_killed(folder):
