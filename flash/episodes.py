@@ -76,13 +76,16 @@ class Played:
     """
     A task and how it went: an episode, or the reason why there is none.
 
-    `answers` are the model's turns, in order.
+    `answers` are the model's turns, in order, and `messages` the conversation as far as it went;
+    the first `opening` of them are the environment's.
     """
 
     task: Task
     episode: Episode | None
     error: str | None = None
     answers: tuple[Answer, ...] = ()
+    messages: tuple[Message, ...] = ()
+    opening: int = 0
 
 
 def split_thinking(text: str) -> tuple[str, str]:
@@ -146,6 +149,7 @@ class _Game:
         self._stream = stream
         self._timeout_s = timeout_s
         self._messages: list[Message] = []
+        self._opening = 0
         self._since: tuple[Message, ...] = ()
         self._answers: list[Answer] = []
         self._tools: list[dict[str, Any]] | None = None
@@ -155,7 +159,8 @@ class _Game:
         self._episode: Episode | None = None
         self._error: str | None = None
         with self._guarded("start"):
-            self._messages = list(environment.start(task))
+            self._messages = _messages(environment.start(task), "start")
+            self._opening = len(self._messages)
             self._tools = environment.tools(task)
             self._turns_left = environment.max_turns(task)
 
@@ -173,7 +178,14 @@ class _Game:
         )
 
     def result(self) -> Played:
-        return Played(self._task, self._episode, self._error, tuple(self._answers))
+        return Played(
+            self._task,
+            self._episode,
+            self._error,
+            tuple(self._answers),
+            tuple(self._messages),
+            self._opening,
+        )
 
     def take(self, answer: Answer) -> None:
         """Go one turn on; the thinking trace stays out of what the environment sees."""
@@ -194,8 +206,8 @@ class _Game:
                 raise EnvironmentFault(
                     f"the environment's step returned a {type(step).__name__}, not a Step"
                 )
-            self._messages.extend(step.messages)
-            self._since = tuple(step.messages)
+            self._since = tuple(_messages(step.messages, "step"))
+            self._messages.extend(self._since)
             self._metadata = step.metadata
             if step.done or self._turns_left <= 0:
                 self._end(answer, step.final_text)
@@ -231,3 +243,14 @@ class _Game:
             truncated=self._truncated,
             metadata=self._metadata,
         )
+
+
+def _messages(given: Iterable[Any], call: str) -> list[Message]:
+    """Return what the environment's `call` says; `EnvironmentFault` for what is no message."""
+    messages = list(given)
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise EnvironmentFault(
+                f"the environment's {call} gave {message!r:.80}, which is no message with a role"
+            )
+    return messages

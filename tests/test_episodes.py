@@ -122,6 +122,45 @@ def test_a_task_that_cannot_be_played_is_data_and_the_others_go_on():
     assert [one.episode is None for one in played] == [True, False, True, True]
 
 
+def test_an_episode_that_fails_keeps_its_conversation_so_far():
+    model = Script(_2=["1", "break"], _3=[Answer("", error="too long")])
+
+    broken, unanswered = play(Countdown(), tasks(2, 3), model)
+
+    assert [message["content"] for message in broken.messages] == ["from 2", "1", "next", "break"]
+    assert [answer.text for answer in broken.answers] == ["1", "break"]
+    assert [message["content"] for message in unanswered.messages] == ["from 3"]
+    assert (broken.opening, unanswered.opening) == (1, 1)
+
+
+def test_the_opening_is_the_environments_even_with_examples_of_answers_in_it():
+    class Shown(Countdown):
+        def start(self, task):
+            example = {"role": "assistant", "content": "0"}
+            return [*super().start(task), example, {"role": "user", "content": "now you"}]
+
+    (one,) = play(Shown(), tasks(1), Script(_1=["0"]))
+
+    assert one.opening == 3
+    assert one.messages == one.episode.messages
+
+
+@pytest.mark.parametrize("given", ["hello", {"content": "no role"}, {"role": 3}, None])
+def test_what_is_no_message_is_the_environments_fault(given):
+    class Bad(Countdown):
+        def start(self, task):
+            return [given] if task.data == 1 else super().start(task)
+
+        def step(self, task, messages, action):
+            return Step(done=False, messages=(given,))
+
+    first, second = play(Bad(), tasks(1, 2), Script(_2=["1"]))
+
+    assert first.error == f"the environment's start gave {given!r}, which is no message with a role"
+    assert second.error == f"the environment's step gave {given!r}, which is no message with a role"
+    assert [message["content"] for message in second.messages] == ["from 2", "1"]
+
+
 def test_no_tasks_ask_nothing():
     model = Script()
 
