@@ -42,7 +42,8 @@ def state() -> dict[str, Any]:
     }
     # Only what is loaded already: loading them here would take seconds.
     if "numpy" in sys.modules:
-        found["NumPy's random numbers"] = str(sys.modules["numpy"].random.get_state())
+        _, numbers, *rest = sys.modules["numpy"].random.get_state()
+        found["NumPy's random numbers"] = (numbers.tobytes(), rest)
     if "torch" in sys.modules:
         torch = sys.modules["torch"]
         found["PyTorch's random numbers"] = bytes(torch.get_rng_state().numpy())

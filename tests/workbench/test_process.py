@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flash.workbench.process import changes, reads, state
@@ -34,6 +35,7 @@ def _kept(monkeypatch):
         ("fail", "the signal handlers of", lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)),
         ("warn", "sys.path of its process: /nowhere", lambda: sys.path.append("/nowhere")),
         ("warn", "Python's random numbers", lambda: random.seed(0)),
+        ("warn", "NumPy's random numbers", lambda: np.random.seed(0)),  # noqa: NPY002 - the old way
     ],
 )
 def test_a_scorer_that_changes_the_process(examine, sound, level, what, change):

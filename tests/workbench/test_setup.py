@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 from flash.errors import UsageError
+from flash.home import FlashHome
+from flash.plan import make_plan
+from flash.plugins import PluginHost
+from flash.spec.resolve import resolve
 from flash.workbench.setup import scaffold
 
 FILES = [
@@ -30,6 +34,19 @@ def test_the_files_of_a_project(tmp_path, multi_turn):
     assert sorted(made) == sorted(tmp_path / "new" / "project" / name for name in FILES)
     code = (tmp_path / "new" / "project" / "environment.py").read_text()
     assert ("EnvironmentMultiTurn" in code) == multi_turn
+
+
+@pytest.mark.parametrize("multi_turn", [False, True])
+def test_both_configs_of_a_project_can_be_submitted(tmp_path, multi_turn):
+    scaffold(tmp_path, multi_turn=multi_turn)
+    home = FlashHome(tmp_path / "home")
+    host = PluginHost.default(home)
+
+    for name in ("sft", "rl"):
+        resolved = resolve(tmp_path / "configs" / f"{name}.toml", host=host)
+        plan = make_plan(resolved, host, home, offline=True)
+        assert plan.problems == []
+        assert plan.rows == 150
 
 
 def test_a_folder_that_has_other_files_is_added_to(tmp_path):
