@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
+import json
+import threading
+
 import pytest
 
 from flash.api import Environment, EnvironmentFault, Episode
@@ -207,3 +211,48 @@ def test_a_second_agent_needs_a_model_of_its_own(process):
         process.call("start", split="train", index=0)
 
     assert "the agent user asks the model that is trained" in caught.value.message
+
+
+@pytest.fixture
+def user():
+    """A server that plays the user of a conversation: one request, then it is content."""
+    heard = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            heard.append(asked["messages"])
+            content = "Spell flash backwards!" if len(heard) == 1 else "###DONE###"
+            choice = {"index": 0, "finish_reason": "stop", "message": said("assistant", content)}
+            answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "user"}
+            body = json.dumps({**answer, "choices": [choice]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1", heard
+        server.shutdown()
+
+
+def test_a_second_seat_may_be_a_model_of_its_own(load, user):
+    address, heard = user
+    client = {"type": "eval", "base_url": address, "api_key_var": "NO_KEY"}
+    talk = load("backwards", env={"id": "user-sim", "user": {"model": "user", "client": client}})
+    task = talk.tasks("train")[0]
+
+    (played,) = play(talk, [task], saying("hsalf"))
+    (reward,) = talk.score(task, [played.episode])
+
+    assert [message["content"] for message in played.episode.messages[-2:]] == [
+        "Spell flash backwards!",
+        "hsalf",
+    ]
+    assert heard[1][-1] == said("user", "hsalf")
+    assert (reward.score, reward.metrics["user_turns"]) == (1.5, 2.0)

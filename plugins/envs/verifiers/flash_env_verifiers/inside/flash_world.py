@@ -184,7 +184,8 @@ class Game:
             seat = asking.agent.name
             raise Fault(
                 f"the agent {seat} asks the model that is trained, which plays another seat",
-                f"give it a model and a client of its own in [environment.params.env.{seat}]",
+                f'give it one of its own in [environment.params.env.{seat}]: model = "…", '
+                'client = {type = "eval", base_url = "…", api_key_var = "…"}',
             )
         self._seen = messages
         self._reply = asyncio.get_running_loop().create_future()
