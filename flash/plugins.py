@@ -49,6 +49,8 @@ SLOW_S: Final = 0.5
 KNOWN_DISTRIBUTIONS: Final[Mapping[tuple[str, str], str]] = {
     ("algorithm", "sft"): "flash-algorithm-sft",
     ("environment", "freesolo"): "flash-env-freesolo",
+    ("environment", "jsonl"): "flash-env-jsonl",
+    ("environment", "verifiers"): "flash-env-verifiers",
     ("model", "hub"): "flash-model-hub",
     ("model", "smollm2"): "flash-model-smollm2",
     ("provider", "local"): "flash-provider-local",

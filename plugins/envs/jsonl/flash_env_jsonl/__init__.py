@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 def _detect(folder: Path) -> bool:
     from flash_env_jsonl.rows import find_splits
 
-    # Code beside the rows is another format's; a reward adapter's file is not.
     if any((folder / name).exists() for name in ("environment.py", "verifiers.toml")):
         return False
-    return bool(find_splits(folder))
+    return bool(find_splits(folder)) and not any(map(_is_environment, folder.glob("*.py")))
+
+
+def _is_environment(path: Path) -> bool:
+    """Say whether a file looks like a misnamed environment.py; a reward function's is welcome."""
+    return path.is_file() and b"def load_environment(" in path.read_bytes()
 
 
 def _make(ctx: PluginContext) -> EnvironmentLoader:  # noqa: ARG001 - rows need nothing of it

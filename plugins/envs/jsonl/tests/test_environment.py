@@ -40,6 +40,15 @@ def test_the_record_detects_a_folder_of_rows_without_code(folder):
         (folder / other).unlink()
 
 
+def test_rows_beside_a_misnamed_environment_are_not_taken_for_all_there_is(folder):
+    (record,) = flash_register_environments()
+    (folder / "rewards.py").write_text("def score(completion): return 1.0\n")
+    assert record.detect(folder)
+
+    (folder / "enviroment.py").write_text("def load_environment(**params): ...\n")
+    assert not record.detect(folder)
+
+
 def test_rows_are_single_turn_tasks(folder):
     environment = JsonlLoader().load(folder, params={}, split="train")
     sum_of_two, sum_of_three = environment.tasks("train")
