@@ -175,7 +175,7 @@ class PythonConfig:
         example="rewards.py:score",
     )
     concurrency: int = setting(
-        8,
+        32,
         doc="Calls at a time, each in a thread of its own; 1 where the function shares state.",
         ge=1,
         le=256,
