@@ -190,7 +190,7 @@ def _checked(answer: Any) -> Reward:
         return Reward(None, error="gave the episode no score")
     if not isinstance(answer, Reward):
         return Reward(None, error=f"answered with {_kind(answer)}, not with a Reward")
-    metrics = {name: number(value) for name, value in answer.metrics.items()}
+    metrics = {name: _number(value) for name, value in answer.metrics.items()}
     wrong = [name for name, value in metrics.items() if value is None]
     kept = {name: value for name, value in metrics.items() if value is not None}
     if wrong:
@@ -200,14 +200,14 @@ def _checked(answer: Any) -> Reward:
     if answer.score is None or answer.error:
         error = answer.error or "gave the episode no score and no reason"
         return attrs.evolve(answer, score=None, metrics=kept, error=error)
-    score = number(answer.score)
+    score = _number(answer.score)
     if score is None:
         error = f"gave {answer.score!r:.80} as the score, not a finite number"
         return attrs.evolve(answer, score=None, metrics=kept, error=error)
     return attrs.evolve(answer, score=score, success=bool(answer.success), metrics=kept)
 
 
-def number(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     """Return a finite number, or None; numpy's and torch's scalars count, text does not."""
     if value is None or isinstance(value, str | bytes):
         return None
