@@ -181,24 +181,27 @@ class _Live:
 
 def panel(run: Run, progress: Progress) -> RenderableType:
     """Return the live lines: state and phase, a bar, the numbers, the curve."""
-    from rich.console import Group
     from rich.progress_bar import ProgressBar
+    from rich.table import Table
     from rich.text import Text
 
     phase = f" · {progress.phase}" if progress.phase and run.state == "running" else ""
     took = duration((run.finished_s or time.time()) - run.created_s)
     head = output.clean(f"{run.id}  {run.state}{phase}  {took}", lines=False)
-    lines: list[RenderableType] = [Text(head, style="bold")]
+    # A grid, not a group: a bar does not end its line.
+    lines = Table.grid()
+    lines.add_row(Text(head, style="bold"))
     if run.waiting:
-        lines.append(Text(output.clean(f"waiting: {run.waiting}", lines=False)))
+        lines.add_row(Text(output.clean(f"waiting: {run.waiting}", lines=False)))
     if progress.step is not None and progress.total:
         bar = ProgressBar(total=progress.total, completed=progress.step, width=_BAR_WIDTH)
-        lines += [bar, Text(metric_line(progress))]
+        lines.add_row(bar)
+        lines.add_row(Text(metric_line(progress)))
     name, values = progress.curve
     if values:
         curve = sparkline(values, SPARKLINE_WIDTH)
-        lines.append(Text(f"{name} {values[0]:.3f} {curve}", style="cyan"))
-    return Group(*lines)
+        lines.add_row(Text(f"{name} {values[0]:.3f} {curve}", style="cyan"))
+    return lines
 
 
 class Log:

@@ -261,7 +261,9 @@ def test_a_terminal_gets_a_live_view(bench):
     assert follower.wait(timeout=30) == 0
     assert f"{run}  running · train" in shown
     assert "loss 4.000 █▃▂▁" in shown
+    assert [line for line in shown.splitlines() if "━" in line and "step" in line] == []
     assert "━" in shown
+    assert "step 4/4  loss 1.0000  100 tokens/s" in shown
     assert "flash eval" in shown
 
 
