@@ -39,6 +39,9 @@ START_S: Final = 900
 SILENCE_S: Final = 1800
 """How long one request may take."""
 
+KV_CACHE_GIB: Final = 1
+"""Memory for keys and values on CPU, where vLLM takes what it is told."""
+
 WAITS_S: Final = (0.5, 1.0, 2.0, 4.0)
 """What is waited before each repetition of a request that failed for a passing reason."""
 
@@ -109,7 +112,7 @@ class VllmServer:
                 stdout=output,
                 stderr=output,
                 cwd=self._folder,
-                env=self._environment(),
+                env=self._environment(options),
                 start_new_session=True,
             )
         try:
@@ -185,18 +188,23 @@ class VllmServer:
             *switches,
         ]
 
-    def _environment(self) -> dict[str, str]:
-        return worker_environment(os.environ) | {
+    def _environment(self, options: ServerOptions) -> dict[str, str]:
+        ours = {
             "TMPDIR": str(self._folder),
             "HF_HUB_OFFLINE": "1",
             "VLLM_API_KEY": self._key,
             "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
             "VLLM_NO_USAGE_STATS": "1",
-            # Of vLLM for CPUs; others do not look at them. The cores are the server's while it
-            # samples, because the trainer waits for it.
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
         }
+        if not options.cuda:
+            ours |= {
+                "VLLM_CPU_KVCACHE_SPACE": str(KV_CACHE_GIB),
+                # The cores are the server's while it samples, because the trainer waits for it.
+                "VLLM_CPU_NUM_OF_RESERVED_CPU": "0",
+                # The rank of a drawn token, which nobody asks for, would need a C++ compiler.
+                "TORCHDYNAMO_DISABLE": "1",
+            }
+        return worker_environment(os.environ) | ours
 
     def _await_health(self) -> None:
         deadline = time.monotonic() + START_S
