@@ -6,9 +6,11 @@ It lives as long as its standard input is open: it goes when the worker goes, ho
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import queue
 import subprocess
 import threading
 from concurrent.futures import Future
@@ -29,6 +31,7 @@ class EnvironmentProcess:
         self._waiting: dict[int, Future[dict[str, Any]]] = {}
         self._numbers = itertools.count()
         self._lock = threading.Lock()
+        self._questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._gone = False
         self._child = subprocess.Popen(
             [str(python), "-P", "-u", str(_SERVE), str(folder)],
@@ -36,7 +39,8 @@ class EnvironmentProcess:
             stdout=subprocess.PIPE,
             env=_environ(),
         )
-        threading.Thread(target=self._listen, name="flash-verifiers", daemon=True).start()
+        for work in (self._listen, self._tell):
+            threading.Thread(target=work, name="flash-verifiers", daemon=True).start()
 
     def ask(self, what: str, **arguments: Any) -> Future[dict[str, Any]]:
         """Send a question and return what will hold the answer; see `answer`."""
@@ -46,13 +50,8 @@ class EnvironmentProcess:
                 raise self._ended()
             number = next(self._numbers)
             self._waiting[number] = future
-            line = json.dumps({"number": number, "do": what, **arguments}) + "\n"
-            assert self._child.stdin is not None  # noqa: S101 - asked for as a pipe
-            try:
-                self._child.stdin.write(line.encode())
-                self._child.stdin.flush()
-            except BrokenPipeError:
-                raise self._ended() from None
+        line = json.dumps({"number": number, "do": what, **arguments}) + "\n"
+        self._questions.put(line.encode())
         return future
 
     def answer(self, future: Future[dict[str, Any]]) -> dict[str, Any]:
@@ -77,6 +76,14 @@ class EnvironmentProcess:
         self._child.kill()
         self._child.wait()
 
+    def _tell(self) -> None:
+        # On a thread of its own: a time limit that interrupts the asker must not cut a line short.
+        assert self._child.stdin is not None  # noqa: S101 - asked for as a pipe
+        with contextlib.suppress(BrokenPipeError):  # `_listen` sees the end too, and says so
+            while (line := self._questions.get()) is not None:
+                self._child.stdin.write(line)
+                self._child.stdin.flush()
+
     def _listen(self) -> None:
         assert self._child.stdout is not None  # noqa: S101 - asked for as a pipe
         for line in self._child.stdout:
@@ -86,6 +93,7 @@ class EnvironmentProcess:
             if future is not None:
                 future.set_result(answer)
         self._child.wait()
+        self._questions.put(None)
         with self._lock:
             self._gone = True
             left, self._waiting = self._waiting, {}
