@@ -14,6 +14,7 @@ Beyond the letters of the package's legend:
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import random
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ import torch
 from flash.training.cache import RoomyCache, empty_cache
 from flash.training.chat import stop_tokens
 from flash.training.drawing import draw
+from flash.training.forked import Fork, can_fork, forking
 from flash.training.merging import evaluating, merged
 from flash.training.sampler import Completion
 
@@ -52,6 +54,7 @@ class OwnSampler:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model = model
         self._tokenizer = tokenizer
+        self._forks: bool | None = None
 
     @torch.inference_mode()
     def sample(
@@ -62,12 +65,21 @@ class OwnSampler:
             return
         endings = Endings(self._model, self._tokenizer, sampling.stop_sequences)
         rows = [_Row(place, prompt, endings) for place, prompt in enumerate(prompts)]
-        with evaluating(self._model), merged(self._model) as base:
+        with evaluating(self._model), merged(self._model) as base, self._forking(base):
             here = _can_decode(base)
-            decode = _decode if here else _decode_elsewhere
-            for batch in _batches(rows, equal_lengths=not here):
-                for row in decode(base, batch, sampling):
+            for batch in _batches(rows, equal_lengths=not here, forks=bool(self._forks)):
+                if here:
+                    ending = _decode(_Batch(base, batch, forks=bool(self._forks)), batch, sampling)
+                else:
+                    ending = _decode_elsewhere(base, batch, sampling)
+                for row in ending:
                     yield row.place, row.completion()
+
+    def _forking(self, base: Any) -> contextlib.AbstractContextManager[None]:
+        """Return the state in which rows may fork, where a first trial says that they may."""
+        if self._forks is None:
+            self._forks = _can_decode(base) and can_fork(base)
+        return forking(base) if self._forks else contextlib.nullcontext()
 
     def update(self, model: Any) -> None:
         """Do nothing: the weights are the trainer's own."""
@@ -139,26 +151,32 @@ class _Row:
         )
 
 
-def _batches(rows: Sequence[_Row], *, equal_lengths: bool) -> Iterator[list[_Row]]:
-    """Yield the rows in batches that fit `CACHE_TOKENS`, long ones first, equal ones together."""
+def _batches(rows: Sequence[_Row], *, equal_lengths: bool, forks: bool) -> Iterator[list[_Row]]:
+    """
+    Yield the rows in batches that fit `CACHE_TOKENS`, long ones first, equal ones together.
+
+    Where rows fork, equal prompts are held once.
+    """
     batch: list[_Row] = []
-    longest = 0
+    longest = prompts = 0
     for row in sorted(rows, key=lambda row: (-len(row.prompt), row.prompt)):
         longest = max(longest, row.max_tokens)
         if batch:
+            prompts += row.prompt != batch[-1].prompt or not forks
             width = len(batch[0].prompt)
-            full = (width + longest) * (len(batch) + 1) > CACHE_TOKENS
+            full = prompts * width + (len(batch) + 1) * longest > CACHE_TOKENS
             if full or (equal_lengths and len(row.prompt) != width):
                 yield batch
-                batch, longest = [], row.max_tokens
+                batch = []
+        if not batch:
+            longest, prompts = row.max_tokens, 1
         batch.append(row)
     if batch:
         yield batch
 
 
-def _decode(model: Any, rows: list[_Row], sampling: Sampling) -> Iterator[_Row]:
-    """Yield the rows as they end."""
-    batch = _Batch(model, [row.prompt for row in rows], max(row.max_tokens for row in rows))
+def _decode(batch: _Batch, rows: list[_Row], sampling: Sampling) -> Iterator[_Row]:
+    """Yield the rows of the batch as they end."""
     while True:
         tokens_B, log_probs_B = draw(batch.logits_BV, sampling, [row.stream for row in rows])
         for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
@@ -177,11 +195,13 @@ def _decode(model: Any, rows: list[_Row], sampling: Sampling) -> Iterator[_Row]:
 class _Batch:
     """The rows being decoded: their cache and mask, and the logits of the token that comes next."""
 
-    def __init__(self, model: Any, prompts: Sequence[tuple[int, ...]], max_tokens: int) -> None:
+    def __init__(self, model: Any, rows: Sequence[_Row], *, forks: bool) -> None:
         self._model = model
+        prompts = [row.prompt for row in rows]
+        room = max(row.max_tokens for row in rows)
         distinct = list(dict.fromkeys(prompts))
         width = max(map(len, distinct))
-        self._cache = empty_cache(model, width + max_tokens)
+        self._cache = empty_cache(model, width if forks else width + room)
         shared = 0
         if isinstance(self._cache, RoomyCache) and len(distinct) > 1:
             shared = _common_prefix(distinct)
@@ -198,11 +218,20 @@ class _Batch:
             row_T[width - len(prompt) :] = torch.tensor(prompt[shared:])
         self.logits_BV = self._forward(own_PT.to(model.device))
         index = {prompt: place for place, prompt in enumerate(distinct)}
-        self.select([index[prompt] for prompt in prompts])
+        places = [index[prompt] for prompt in prompts]
+        self._fork: Fork | None = None
+        if forks:
+            self._fork = Fork(self._cache, self._mask_BT.bool(), places, room)
+            self.logits_BV = self.logits_BV[places]
+        else:
+            self.select(places)
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be named several times."""
-        if list(rows) != list(range(len(self._mask_BT))):
+        if self._fork is not None:
+            self._fork.select(rows)
+            self.logits_BV = self.logits_BV[rows]
+        elif list(rows) != list(range(len(self._mask_BT))):
             index_B = torch.tensor(rows, device=self._mask_BT.device)
             self._cache.reorder_cache(index_B)
             self._mask_BT = self._mask_BT[index_B]
@@ -210,6 +239,9 @@ class _Batch:
 
     def advance(self, tokens_B: torch.Tensor) -> None:
         """Append one token to each row and compute the logits of its next."""
+        if self._fork is not None:
+            self.logits_BV = self._fork.forward(self._model, tokens_B)
+            return
         self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, 1), value=1)
         self.logits_BV = self._forward(tokens_B[:, None])
 
