@@ -176,7 +176,7 @@ def test_no_reward_and_a_failing_one_are_reasons_and_no_zero(load):
             "the environment needs the package package_that_is_nowhere",
             'packages = ["package_that_is_nowhere"]',
         ),
-        ("textarena", {}, "the environment needs the package nltk", "verifiers[ta]"),
+        ("textarena", {}, "the environment needs the package nltk", 'packages = ["verifiers[ta]"]'),
         ("nowhere", {}, "there is no verifiers environment called nowhere", "packages"),
         ("written-before", {}, "is written for verifiers before 0.4", "Taskset in __all__"),
         ("tooled", {}, "the environment serves tools (Clock)", "messages alone"),

@@ -40,11 +40,13 @@ def answer_of(error: BaseException, folder: Path) -> dict[str, str | None]:
         }
     if missing is not None:
         said = f" ({error})" if f"No module named '{missing}" not in str(error) else ""
+        extra = re.search(r"verifiers\[[\w-]+\]", str(error))
+        name = extra[0] if extra else missing
+        known = "" if extra else ", by the name that the package index knows it by"
         return {
             "error": f"the environment needs the package {missing}, which is not installed for "
             f"it{said}",
-            "hint": f'add it to [environment.params]: packages = ["{missing}"], by the name that '
-            "the package index knows it by",
+            "hint": f'add it to [environment.params]: packages = ["{name}"]{known}',
         }
     if type(error).__name__ == "ValidationError":  # pydantic's, which may not be there
         return {
