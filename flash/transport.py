@@ -23,6 +23,7 @@ CONNECT_TIMEOUT_S: Final = 10
 READ_TIMEOUT_S: Final = 60
 RETRIES: Final = 3
 LONGEST_WAIT_S: Final = 30
+KEPT_CONNECTIONS: Final = 256
 REPEATABLE: Final = frozenset({"GET", "HEAD", "DELETE"})
 """Methods whose repetition changes nothing; a create call is sent once, whatever happens."""
 
@@ -51,7 +52,8 @@ class _Transport(BaseAdapter):
                 raise_on_status=False,
             )
         )
-        self._once = HTTPAdapter(max_retries=0)
+        # A plugin's threads call one host; a connection beyond those that are kept is a warning.
+        self._once = HTTPAdapter(max_retries=0, pool_maxsize=KEPT_CONNECTIONS)
 
     def send(
         self, request: requests.PreparedRequest, *args: Any, **options: Any

@@ -528,8 +528,8 @@ def test_equal_episodes_of_a_group_are_graded_once(judge, server):
 # Concurrency and budget
 
 
-def test_calls_are_open_side_by_side_up_to_the_concurrency(judge, server):
-    together = threading.Barrier(4)
+def test_calls_are_open_side_by_side_up_to_the_concurrency(judge, server, caplog):
+    together = threading.Barrier(16)
 
     def answer(body, count):
         together.wait(10)
@@ -537,9 +537,10 @@ def test_calls_are_open_side_by_side_up_to_the_concurrency(judge, server):
 
     server.answer = answer
 
-    rewards = judge(concurrency=4).score(TASK, [episode(f"city {n}") for n in range(8)])
+    rewards = judge(concurrency=16).score(TASK, [episode(f"city {n}") for n in range(32)])
 
-    assert [reward.score for reward in rewards] == [1] * 8
+    assert [reward.score for reward in rewards] == [1] * 32
+    assert caplog.records == []  # connections beyond those that are kept would be told
 
 
 def test_several_groups_share_one_bound(judge, server):
