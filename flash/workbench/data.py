@@ -22,7 +22,15 @@ _LONG_TIMES: Final = 10
 
 
 def splits(subject: Subject) -> Iterator[Finding]:
-    """Yield splits that cannot be read."""
+    """Yield splits that cannot be read, and the one to train on where it is not there."""
+    if subject.split not in {*subject.rows, *subject.unreadable}:
+        there = ", ".join(subject.rows) or "none"
+        yield Finding(
+            "fail",
+            "rows",
+            f'there is no split "{subject.split}"; there is {there}',
+            "name another one (environment.split), or add its rows",
+        )
     for split, reason in subject.unreadable.items():
         yield Finding(
             "fail", "rows", f'the split "{split}" cannot be read: {reason}', "correct that row"

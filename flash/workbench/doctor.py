@@ -72,11 +72,11 @@ def diagnose(
     report("loading the environment")
     try:
         environment = Guarded(load())
+        rows, unreadable = _rows(environment)
     except EnvironmentFault as fault:
         fix = fault.hint or "correct what is named, then test again"
         return _answer([Finding("fail", "load", fault.message, fix)], started)
     loaded = process.state()
-    rows, unreadable = _rows(environment)
     subject = Subject(
         environment=environment,
         folder=asked.folder,

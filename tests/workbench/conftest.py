@@ -122,7 +122,7 @@ def examine(tmp_path):
             "model": None,
         } | changed
         model = settings.pop("model")
-        opened = (lambda: model) if model else None
+        opened = model if callable(model) else (lambda: model) if model else None
         load = load if callable(load) else lambda environment=load: environment
         return diagnose(Asked(**settings), load, opened, lambda _: None)
 

@@ -32,6 +32,13 @@ def test_a_split_that_cannot_be_read(examine, sound):
     assert 'the split "eval" cannot be read: dataset/eval.jsonl:7' in found["message"]
 
 
+def test_a_split_that_is_not_there(examine, sound):
+    (found,) = examine(sound, split="trian")["findings"]
+
+    assert (found["level"], found["check"]) == ("fail", "rows")
+    assert found["message"] == 'there is no split "trian"; there is train, eval'
+
+
 def test_nothing_held_out(findings, sound):
     alone = type("Environment", (sound,), {"counts": {"train": 24}})
 

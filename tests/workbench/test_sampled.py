@@ -1,9 +1,12 @@
 """What a model's answers say about a reward."""
 
+from types import MappingProxyType
+
 import attrs
 import pytest
 
 from flash.episodes import Played
+from flash.errors import ModelUnavailable
 from flash.testing.models import make_tiny_model
 from flash.values import Episode, Reward
 from flash.workbench.data import spread
@@ -122,6 +125,22 @@ def test_nothing_scored_has_no_figures(subject):
 
     assert figures["mean"] is figures["success"] is figures["zero_variance"] is None
     assert figures["errors"] == 8
+
+
+def test_a_model_that_cannot_be_had_loses_no_finding(examine, sound):
+    class Environment(sound):
+        counts = MappingProxyType({"train": 24})
+
+    def opened():
+        raise ModelUnavailable("x/y is not on this machine", hint="download it")
+
+    answer = examine(Environment, model=opened)
+
+    assert [(one["level"], one["check"]) for one in answer["findings"]] == [
+        ("warn", "held-out"),
+        ("warn", "model"),
+    ]
+    assert answer["findings"][1]["fix"] == "download it"
 
 
 @pytest.mark.slow
