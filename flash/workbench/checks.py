@@ -112,6 +112,14 @@ def targets(subject: Subject) -> Iterator[Finding]:
             + ("to hold the reward against" if subject.rewarded else f"{subject.algorithm} learns"),
             'give some rows an "output" that deserves the full score',
         )
+    elif trials and not blank and not any(trial.gold for trial in trials):
+        yield Finding(
+            "note",
+            "targets",
+            "the gold answers are not plain text (they call tools, or have parts), so the reward "
+            "was not held against them",
+            "score one of them by hand",
+        )
     elif missing and not subject.rewarded:
         yield Finding(
             "fail",

@@ -89,6 +89,17 @@ class TestTargets:
         assert findings(Environment) == []
         assert findings(Environment, rewarded=False) == [("fail", "targets")]
 
+    def test_tool_calls_are_noted(self, examine, sound):
+        class Environment(sound):
+            def target(self, task):
+                call = {"function": {"name": "look_up", "arguments": "{}"}}
+                return [{"role": "assistant", "content": None, "tool_calls": [call]}]
+
+        found = examine(Environment)
+
+        assert found["verdict"] == "PASS"
+        assert [(one["level"], one["check"]) for one in found["findings"]] == [("note", "targets")]
+
     def test_a_blank_one(self, findings, sound):
         class Environment(sound):
             def target(self, task):
