@@ -20,6 +20,7 @@ from flash.api import (
     Task,
     setting,
 )
+from flash.contracts import HasSuites
 from flash.home import FlashHome
 from flash.rewards import CONCURRENCY, Part, RewardedEnvironment, rewarded
 from flash.spec.model import read_reward_tables
@@ -264,7 +265,19 @@ def test_everything_but_the_score_is_the_environments():
     assert composed.start(TASK) == environment.start(TASK)
     assert composed.target(TASK) == environment.target(TASK)
     assert composed.max_turns(TASK) == 1
-    assert not hasattr(composed, "suites")
+    assert not isinstance(composed, HasSuites)
+
+
+def test_suites_have_graders_of_their_own():
+    class WithSuites(Asking):
+        def suites(self):
+            return {"hard": self}
+
+    environment = WithSuites()
+    composed = RewardedEnvironment(environment, None, [part("p")])
+
+    assert isinstance(composed, HasSuites)
+    assert composed.suites() == {"hard": environment}
 
 
 def test_groups_are_scored_side_by_side_unless_code_of_the_environment_must_not():
