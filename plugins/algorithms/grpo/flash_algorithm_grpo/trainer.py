@@ -110,7 +110,8 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
                 self._passes = self._practise()
                 self._practice_s = time.monotonic() - self._step_began_s
         assert self._passes is not None  # noqa: S101 - made at the first place of every step
-        return self._passes[place]
+        one: dict[str, torch.Tensor] = self._passes[place]
+        return one
 
     def _practise(self) -> list[dict[str, torch.Tensor]]:
         """Sample, score and keep the episodes of this step; return them as the passes over them."""
