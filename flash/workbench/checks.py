@@ -112,7 +112,7 @@ def targets(subject: Subject) -> Iterator[Finding]:
             + ("to hold the reward against" if subject.rewarded else f"{subject.algorithm} learns"),
             'give some rows an "output" that deserves the full score',
         )
-    elif trials and not blank and not any(trial.gold for trial in trials):
+    elif any(t.target for t in trials) and not blank and not any(t.gold for t in trials):
         yield Finding(
             "note",
             "targets",

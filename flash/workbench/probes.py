@@ -169,22 +169,17 @@ def examine(environment: Guarded, tasks: Sequence[Task]) -> list[Trial]:
 
 
 def _opened(environment: Guarded, task: Task) -> Trial:
-    target, target_fault = None, None
+    trial = Trial(task=task)
     try:
         target = environment.target(task)
+        trial = attrs.evolve(trial, target=target, gold=spoken(target or ()))
     except EnvironmentFault as fault:
-        target_fault = fault.message
+        trial = attrs.evolve(trial, target_fault=fault.message)
     try:
-        return Trial(
-            task=task,
-            opening=tuple(environment.start(task)),
-            turns=environment.max_turns(task),
-            target=target,
-            gold=spoken(target or ()),
-            target_fault=target_fault,
-        )
+        opening, turns = tuple(environment.start(task)), environment.max_turns(task)
+        return attrs.evolve(trial, opening=opening, turns=turns)
     except EnvironmentFault as fault:
-        return Trial(task=task, target=target, fault=fault.message, target_fault=target_fault)
+        return attrs.evolve(trial, fault=fault.message)
 
 
 def spoken(messages: Sequence[Message]) -> tuple[str, ...]:
