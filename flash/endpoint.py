@@ -257,7 +257,7 @@ class ServedModel:
             with_key = "the key" if self._endpoint.key else "a request without a key"
             hint = "the key is the value of OPENAI_API_KEY, or of the name after --key-from"
             return FlashError(f"{url} refuses {with_key} ({status}): {said}", hint=hint)
-        hint = "the address is the one OpenAI's clients take as base_url: it mostly ends in /v1"
+        hint = "the address mostly ends in /v1, and the model's name stands after a #"
         return FlashError(f"{url} answered {status}: {said}", hint=hint)
 
     def _last(self) -> str:
