@@ -20,6 +20,7 @@ from trl import GRPOTrainer
 
 from flash.api import FlashError
 from flash.training.trainer import RunTrainer, peak_memory_gib
+from flash.training.undisturbed import undisturbed
 from flash_algorithm_grpo.practice import numbers, rollouts
 from flash_algorithm_grpo.recipe import ROW_TOKENS, episodes_a_pass
 from flash_algorithm_grpo.tensors import (
@@ -84,6 +85,7 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         self._practitioner = practitioner
         self._examiner = examiner
         self._watch = watch
+        self._notice = practitioner.notice
         self._passes: list[dict[str, torch.Tensor]] | None = None
         self._pass: dict[str, torch.Tensor] = {}
         self._numbers: dict[str, float] = {}
@@ -120,9 +122,10 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         self._sampler.update(self.accelerator.unwrap_model(self.model))
         prompts = self.context.config.batch_size // self.args.world_size
         first = prompts * self.args.process_index
-        practice = self._practitioner.practise(
-            (step - 1) // self.num_iterations, share=slice(first, first + prompts)
-        )
+        with undisturbed(self._notice):
+            practice = self._practitioner.practise(
+                (step - 1) // self.num_iterations, share=slice(first, first + prompts)
+            )
         if self.is_world_process_zero():
             self.context.rollouts.save(step, rollouts(practice, step))
         if not practice.scored:
@@ -262,7 +265,9 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         assert self._examiner is not None  # noqa: S101 - else nothing is evaluated
         self.context.reporter.phase("evaluate")
         self._sampler.update(self.accelerator.unwrap_model(self.model))
-        metrics = {f"eval_{name}": value for name, value in self._examiner.examine().items()}
+        with undisturbed(self._notice):
+            found = self._examiner.examine()
+        metrics = {f"eval_{name}": value for name, value in found.items()}
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )

@@ -300,6 +300,26 @@ def test_a_scorer_that_never_scores_ends_the_run_and_its_earlier_work_is_kept(ma
     assert all(one.error for one in context.rollouts.by_step[2])
 
 
+def test_a_scorer_that_changes_torchs_settings_changes_nothing_of_training(make, world):
+    def reward(task, episode):
+        torch.set_default_dtype(torch.float64)
+        torch.set_grad_enabled(False)
+        random.seed(1)
+        torch.manual_seed(1)
+        return Reward(float(sum(episode.completion.encode())))
+
+    def clean(task, episode):
+        return Reward(float(sum(episode.completion.encode())))
+
+    rude, polite = make(environment=world(reward=reward)), make(environment=world(reward=clean))
+    run(rude)
+    run(polite)
+
+    (warning,) = rude.reporter.warnings
+    assert "changed torch's default type and gradient mode; it was put back" in warning
+    assert same_bits(rude.checkpoints.final, polite.checkpoints.final)
+
+
 def test_prompts_without_room_are_left_out_and_counted(make, world):
     class Long(world):
         def start(self, task):
