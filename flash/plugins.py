@@ -47,6 +47,7 @@ SLOW_S: Final = 0.5
 """A plugin that takes longer than this to load is named to the user."""
 
 KNOWN_DISTRIBUTIONS: Final[Mapping[tuple[str, str], str]] = {
+    ("algorithm", "grpo"): "flash-algorithm-grpo",
     ("algorithm", "sft"): "flash-algorithm-sft",
     ("environment", "freesolo"): "flash-env-freesolo",
     ("environment", "jsonl"): "flash-env-jsonl",
