@@ -31,7 +31,7 @@ class Project:
             path.write_text("".join(path.read_text().splitlines(keepends=True)[:16]))
         shorter = {
             SMALL: self.model,
-            "steps = 30": "steps = 2",
+            "steps = 20": "steps = 2",
             "max_length = 256": "max_length = 512",
             "batch_size = 4 ": "batch_size = 2 ",
         }
@@ -49,11 +49,11 @@ class Project:
         }
 
     def filled_in(self, line):
-        """Return the command with its model, and with ids of runs where it has two of them."""
+        """Return the command with its model; RUN_A is the oldest run, RUN_B the newest."""
         names = {SMALL: self.model}
-        if "RUN_B" in line:
+        if "RUN_" in line:
             runs = json.loads(self.run("flash runs --json").stdout)
-            names |= dict(zip(("RUN_B", "RUN_A"), (run["run"] for run in runs), strict=True))
+            names |= {"RUN_A": runs[-1]["run"], "RUN_B": runs[0]["run"]}
         return re.sub("|".join(names), lambda found: names[found[0]], line)
 
     def run(self, command):
