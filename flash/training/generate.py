@@ -2,9 +2,10 @@
 The built-in sampler: a model of this process, decoded in batches with a key-value cache.
 
 What it does beyond `model.generate`: the tokens that all prompts of a batch begin with are computed
-once, equal prompts are computed once, the cache is written in place, rows that have ended leave
-the batch, and every row draws from a random stream of its own, so that an answer does not depend
-on its neighbours. Left out on purpose: beams, penalties, constrained decoding.
+once, equal prompts are computed once (and held once, where rows may fork), the cache is written in
+place, rows that have ended leave the batch, and every row draws from a random stream of its own, so
+that an answer does not depend on its neighbours. Left out on purpose: beams, penalties, constrained
+decoding.
 
 Beyond the letters of the package's legend:
 
