@@ -188,7 +188,7 @@ def one_line(text: str, width: int = 86) -> str:
 
 def next_commands(run: str, config: str, *, practised: bool) -> str:
     """Return commands worth trying, each with its purpose."""
-    longer = "train.steps=120" if practised else "train.epochs=2"
+    longer = "train.steps=80" if practised else "train.epochs=2"
     commands = [
         (flash("checkpoints", run), "every step that was saved, each can be evaluated"),
         (
