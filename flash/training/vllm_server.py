@@ -240,7 +240,8 @@ class VllmServer:
     def _last_words(self) -> str:
         """Return the end of the log: its errors, each once, or else its last lines."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        errors = [found[0] for line in lines if (found := _ERROR.search(line))]
+        failures = (line for line in lines if " WARNING " not in line)
+        errors = [found[0] for line in failures if (found := _ERROR.search(line))]
         said = list(dict.fromkeys(errors))[-3:] or [line for line in lines if line.strip()][-5:]
         return "".join(f"\n  {line[:300]}" for line in said)
 

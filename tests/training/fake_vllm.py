@@ -90,6 +90,7 @@ class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 
 
 if trouble() == "ends":
+    sys.stderr.write("(APIServer) WARNING this can cause errors like `OSError: too many files`\n")
     sys.exit("ValueError: Head size 8 is not supported by CPU_ATTN.")
 note(arguments=arguments, variables=dict(os.environ), pid=os.getpid())
 Server(arguments[arguments.index("--uds") + 1], Handler).serve_forever()
