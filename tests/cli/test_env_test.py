@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from flash.cli import env_test, root
+from flash.cli.app import App
 from flash.testing.models import make_tiny_model
 from flash.workbench.setup import scaffold
 
 BOOKINGS = Path(__file__).parents[2] / "examples" / "bookings"
+SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 CANARY = "canary-5820-value"
 
 SHAPE_ONLY = """
@@ -63,8 +65,7 @@ class Shell:
         place = self.folder / "project"
         (place / "environment.py").write_text(code)
         (place / "configs" / "rl.toml").write_text(
-            'model = "HuggingFaceTB/SmolLM2-135M-Instruct"\nalgorithm = "grpo"\n'
-            f'[environment]\npath = ".."\n{config}'
+            f'model = "{SMALL}"\nalgorithm = "grpo"\n[environment]\npath = ".."\n{config}'
         )
         return place
 
@@ -94,6 +95,31 @@ def test_every_problem_of_a_config_is_said(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "error: environment.splt: unknown key" in said
     assert "error: model" in said
+
+
+class TestWhichModel:
+    @pytest.fixture
+    def asked(self, tmp_path, monkeypatch):
+        """Return a function: which model a config of this model asks, or a folder alone."""
+        monkeypatch.setenv("FLASH_HOME", str(tmp_path / "home"))
+        scaffold(tmp_path / "project", multi_turn=False)
+        config = tmp_path / "project" / "configs" / "rl.toml"
+
+        def run(model=None, *, named=None):
+            config.write_text(config.read_text().replace(SMALL, model or SMALL))
+            path = config if model else tmp_path / "project"
+            return env_test._model(App(), env_test._place(App(), path, None), named).id
+
+        return run
+
+    def test_a_small_one_that_a_plugin_brings(self, asked):
+        assert asked() == asked(SMALL) == SMALL
+
+    def test_not_one_that_is_elsewhere(self, asked):
+        assert asked("org/seventy-billion") == SMALL
+
+    def test_the_one_that_is_named(self, asked):
+        assert asked("org/seventy-billion", named=f"smollm2:{SMALL}") == SMALL
 
 
 @pytest.mark.slow
@@ -171,13 +197,16 @@ def test_a_scorer_that_ends_the_process_is_an_error(shell):
 
 
 @pytest.mark.slow
-def test_a_model_answers_and_every_key_is_documented(shell, tmp_path):
+def test_the_configs_model_answers_and_every_key_is_documented(shell, tmp_path):
     model = make_tiny_model(tmp_path / "model")
     shell.project(
         SHAPE_ONLY, config="[reward.exact-match]\n[train]\ngroup_size = 2\nmax_tokens = 3\n"
     )
 
-    found = shell.json("project/configs/rl.toml", "--model", model, "--tasks", "3")
+    config = shell.folder / "project" / "configs" / "rl.toml"
+    config.write_text(config.read_text().replace(SMALL, str(model)))
+
+    found = shell.json("project/configs/rl.toml", "--tasks", "3")
 
     assert list(found) == [*env_test.JSON_KEYS]
     assert [*found["findings"][0]] == [*env_test.FINDING_KEYS]
