@@ -342,7 +342,7 @@ def test_log_probabilities_are_the_trainers(architecture, temperature, top_p):
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba"])
 def test_a_stop_sequence_ends_an_answer_and_is_cut_from_its_text(architecture):
-    model, rows = tiny(architecture), prompts(24)
+    model, rows = tiny(architecture), prompts(12)
     model.generation_config.eos_token_id = TOKENIZER.eos_token_id
     plain = generate(model, TOKENIZER, rows, Sampling(16, temperature=1.0))
     sequence = next(found[0] for one in plain if (found := re.search("[a-zA-Z ]{2}", one.text)))
