@@ -75,11 +75,11 @@ def _without_tags(text: str, names: Sequence[str]) -> str:
 
 def has_headings(text: str, titles: Sequence[str]) -> bool:
     """Say whether each is a heading, in this order, with text before the next one."""
-    heading = re.compile(r"^ {0,3}#{1,6}[ \t]+(.*?)[ \t#:]*$", re.MULTILINE)
+    heading = re.compile(r"^ {0,3}#{1,6}[ \t](.*)$", re.MULTILINE)
     found = list(heading.finditer(text))
     ends = [match.start() for match in found[1:]] + [len(text)]
     filled = [
-        match[1].casefold()
+        match[1].lstrip(" \t").rstrip(" \t#:").casefold()
         for match, end in zip(found, ends, strict=True)
         if text[match.end() : end].strip()
     ]

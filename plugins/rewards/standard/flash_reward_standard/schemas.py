@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flash.api import EnvironmentFault, Reward
+from flash_reward_standard.bounded import BoundedCheck
 from flash_reward_standard.common import file_in
 
 if TYPE_CHECKING:
@@ -18,51 +19,48 @@ if TYPE_CHECKING:
 
 _FENCE: Final = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
 _SHOWN: Final = 200
+CHECK_S: Final = 5.0
+"""Seconds for one completion: a schema's pattern can take time exponential in its length."""
 
 
 class JsonSchema:
     """1 where the completion's JSON is valid; nothing of the schema is fetched from a network."""
 
-    def __init__(self, config: JsonSchemaConfig, folder: Path | None) -> None:
+    def __init__(
+        self, config: JsonSchemaConfig, folder: Path | None, *, limit_s: float = CHECK_S
+    ) -> None:
         from jsonschema.exceptions import SchemaError
         from jsonschema.validators import validator_for
-        from referencing.jsonschema import EMPTY_REGISTRY
 
         place, schema = "[reward.json-schema] schema", config.schema
         if config.path is not None:
             path = file_in(folder, config.path, "[reward.json-schema] path")
             place, schema = str(path), _read(path)
-        validator = validator_for(schema)
         try:
-            validator.check_schema(schema)
+            validator_for(schema).check_schema(schema)
         except SchemaError as error:
             raise EnvironmentFault(f"{place}: not a JSON Schema: {error.message:.200}") from None
-        # Of its own accord, jsonschema fetches what a schema refers to.
-        self._validator: Any = validator(schema, registry=EMPTY_REGISTRY)
+        self._schema = schema
         self._fenced = config.fenced
+        self._check = BoundedCheck("schemas", limit_s, doing="checking the JSON by its schema")
 
     def score(self, task: Task, episodes: Sequence[Episode]) -> list[Reward | None]:  # noqa: ARG002 - the contract's
         """Return 1 or 0 for each; the metric `parsed` says whether it was JSON at all."""
         return [self._one(episode.completion) for episode in episodes]
 
     def _one(self, completion: str) -> Reward:
-        from jsonschema.exceptions import best_match
-        from referencing.exceptions import Unresolvable
-
         text = completion.strip()
         fence = _FENCE.fullmatch(text) if self._fenced else None
+        text = fence[1] if fence else text
         try:
-            value = parse_json(fence[1] if fence else text)
+            parse_json(text)
         except ValueError as error:
             return Reward(0.0, metrics={"parsed": 0.0}, reason=f"not JSON: {error}"[:_SHOWN])
-        try:
-            wrong = best_match(self._validator.iter_errors(value))
-        except Unresolvable as error:
-            return Reward(None, error=f"the schema refers to what is not in it: {error.ref}")
-        except RecursionError:
-            return Reward(0.0, metrics={"parsed": 1.0}, reason="nested too deeply")
-        reason = f"{wrong.json_path}: {wrong.message}"[:_SHOWN] if wrong else None
-        success = wrong is None
+        answer = self._check.ask(schema=self._schema, text=text)
+        if "error" in answer:
+            return Reward(None, error=answer["error"])
+        success = answer["wrong"] is None
+        reason = answer["wrong"]
         return Reward(float(success), success=success, metrics={"parsed": 1.0}, reason=reason)
 
 

@@ -6,7 +6,9 @@ import threading
 
 import pytest
 from flash_reward_standard import flash_register_rewards
-from flash_reward_standard.config import ExactMatchConfig, RegexConfig
+from flash_reward_standard.bounded import BoundedCheck
+from flash_reward_standard.config import ExactMatchConfig, JsonSchemaConfig, RegexConfig
+from flash_reward_standard.schemas import JsonSchema
 from flash_reward_standard.texts import ExactMatch, Regex, band
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from flash.context import plugin_context
 from flash.home import FlashHome
 from flash.plugins import PluginHost
 from flash.spec.model import read_reward_tables
+from flash.time_limit import TimeUp, time_limit
 
 RECORDS = {record.name: record for record in flash_register_rewards()}
 HOST = PluginHost.load()
@@ -171,6 +174,36 @@ def test_json_schema_fetches_nothing(make):
     assert reward.error == "the schema refers to what is not in it: http://127.0.0.1:9/schema.json"
 
 
+def test_a_schema_that_takes_for_ever_is_a_failed_scoring_and_the_next_one_is_scored():
+    config = JsonSchemaConfig(schema={"pattern": f"^{EXPONENTIAL}"})
+    adapter = JsonSchema(config, None, limit_s=0.1)
+
+    hangs, right = adapter.score(TASK, [episode(f'"{"a" * 60}!"'), episode('"aa"')])
+
+    assert hangs.error == "checking the JSON by its schema took longer than 0.1 s"
+    assert right.score == 1
+
+
+def test_what_one_completion_breaks_leaves_the_others_of_its_group(make):
+    adapter = make("json-schema", schema={"multipleOf": 0.5})
+
+    broken, right = adapter.score(TASK, [episode("1e999"), episode("1.5")])
+
+    assert broken.error == "too much for one check: OverflowError"
+    assert right.score == 1
+
+
+def test_a_check_that_is_interrupted_answers_no_other_question():
+    check = BoundedCheck("schemas", 60, doing="checking")
+    check.ask(schema={}, text="1")
+    slow = {"pattern": f"^{EXPONENTIAL}"}
+
+    with pytest.raises(TimeUp), time_limit(0.02):
+        check.ask(schema=slow, text=f'"{"a" * 26}!"')  # answered soon after: by no
+
+    assert check.ask(schema={}, text="1") == {"wrong": None}
+
+
 def test_json_nested_without_end_is_no_json(make):
     assert scores(make("json-schema", schema={}), "[" * 100_000) == [0]
 
@@ -307,6 +340,13 @@ def test_each_demand_tells_good_from_bad(make, demand, good, bad):
     assert scores(make("format", **demand), good, bad) == [1, 0]
 
 
+def test_a_hostile_heading_is_read_in_time_that_grows_with_its_length(make):
+    adapter = make("format", headings=["Summary"])
+
+    with time_limit(5):
+        assert scores(adapter, "# " + "#" * 1_000_000 + "x\n") == [0]
+
+
 def test_format_without_a_demand_is_a_problem():
     assert "nothing is demanded: set one of tags, only_tags" in problem("format")
     assert problem("format", only_tags=True, json=True) == "reward.format.only_tags: needs `tags`"
@@ -366,7 +406,7 @@ def test_a_hostile_expression_hangs_nothing_and_the_next_one_is_scored(make):
 
     assert lost.score is None
     assert lost.error == "comparing the expressions took longer than 0.5 s" or (
-        "too much for one expression" in lost.error
+        "too much for one check" in lost.error
     )
     assert right.score == 1
 
