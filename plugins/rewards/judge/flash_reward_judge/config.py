@@ -9,6 +9,9 @@ import attrs
 
 from flash.api import SettingError, setting
 
+LIMITS: Final = ("max_tokens", "max_completion_tokens")
+"""What the API calls the most tokens of an answer; newer models take the second name alone."""
+
 _URL: Final = re.compile(r"https?://[^/@?#\s]+(/[^@?#\s]*)?")
 
 
@@ -75,6 +78,10 @@ class JudgeConfig:
         for name in ("messages", "model", "n", "stream"):
             if name in value:
                 raise SettingError(f"cannot hold `{name}`, which is set here", attribute.name)
+        for name in LIMITS:
+            limit = value.get(name, 1)
+            if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+                raise SettingError(f"`{name}` must be a whole number from 1 on", attribute.name)
 
     def __attrs_post_init__(self) -> None:
         """One rubric, and prices where there is a budget in dollars."""

@@ -21,6 +21,7 @@ CONNECT_S: Final = 10.0
 LONGEST_BODY: Final = 1 << 20
 LONGEST_WAIT_S: Final = 60.0
 _SHOWN: Final = 200
+_MOST_TOKENS: Final = 1 << 40  # what claims more has not counted
 _OK: Final = 200
 _NO_KEY: Final = frozenset({401, 403})
 _NOT_NOW: Final = frozenset({408, 409, 429})
@@ -167,4 +168,5 @@ def _error_text(content: bytes) -> str:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    counts = isinstance(value, int) and not isinstance(value, bool)
+    return value if counts and 0 <= value < _MOST_TOKENS else None

@@ -13,6 +13,7 @@ from flash.api import EnvironmentFault, FlashError, Reward
 from flash_reward_judge import KEY
 from flash_reward_judge.budget import Budget
 from flash_reward_judge.cache import GradeCache
+from flash_reward_judge.config import LIMITS
 from flash_reward_judge.endpoint import Endpoint, Trouble
 from flash_reward_judge.prompt import asked_again, messages_for, read_grade
 
@@ -139,7 +140,8 @@ class Judge:
         # does count takes its place.
         texts = [message["content"] for message in body["messages"]]
         most_in = sum(len(text.encode("utf-8", "replace")) + _TEMPLATE_TOKENS for text in texts)
-        most = self._price(most_in, self._config.max_tokens)
+        most_out = max(body[name] for name in LIMITS if name in body)
+        most = self._price(most_in, most_out)
         self._budget.reserve(most)
         try:
             said = self._endpoint.ask(body)

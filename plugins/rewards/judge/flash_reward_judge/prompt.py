@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,7 +27,6 @@ _AGAIN: Final = (
     "That could not be read: {why}. Reply with the JSON object alone: "
     '{{"reason": "<one sentence>", "grade": <number from 0 to {scale}>}}'
 )
-_TRACE: Final = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _FENCE: Final = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?```", re.DOTALL | re.IGNORECASE)
 _REASON: Final = 500
 _QUOTED: Final = 300
@@ -76,7 +74,9 @@ def asked_again(messages: Sequence[Message], said: str, why: str, scale: int) ->
 
 def read_grade(said: str, scale: int) -> Grade:
     """Return the grade; raises `ValueError` for all but one JSON object with a grade in range."""
-    text = _TRACE.sub("", said, count=1).strip()
+    text = said.strip()
+    if not text.startswith(("{", "`")):  # a trace comes first, which the chat template may open
+        text = text.partition("</think>")[2].strip() or text
     fence = _FENCE.fullmatch(text)
     try:
         answer = json.loads(fence[1] if fence else text, object_pairs_hook=_unique)
@@ -87,7 +87,7 @@ def read_grade(said: str, scale: int) -> Grade:
     if not isinstance(answer, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - one kind of fault
     grade = answer.get("grade")
-    if isinstance(grade, bool) or not isinstance(grade, int | float) or not math.isfinite(grade):
+    if isinstance(grade, bool) or not isinstance(grade, int | float) or grade != grade:  # noqa: PLR0124 - NaN
         raise ValueError("its grade is not a number")
     if not 0 <= grade <= scale:
         raise ValueError(f"its grade is not between 0 and {scale}")

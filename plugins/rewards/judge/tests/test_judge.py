@@ -22,6 +22,7 @@ from flash.context import plugin_context
 from flash.home import FlashHome
 from flash.plugins import PluginHost
 from flash.spec.model import read_reward_tables
+from flash.time_limit import time_limit
 
 HOST = PluginHost.load()
 KEY = "sk-swordfish-0123456789"
@@ -237,6 +238,7 @@ def test_a_rubric_that_cannot_be_read_says_so(judge, tmp_path, path, content, ex
         ('{"grade": 11}', "its grade is not between 0 and 10"),
         ('{"grade": -1}', "its grade is not between 0 and 10"),
         ('{"reason": "good"}', "its grade is not a number"),
+        ('{"grade": 1' + "0" * 400 + "}", "its grade is not between 0 and 10"),
         ('{"grade": 0} {"grade": 10}', "it is not one JSON object"),
         ('{"grade": 0, "grade": 10}', "it says the same key twice"),
         ("[" * 100_000, "it is nested too deeply"),
@@ -266,11 +268,18 @@ def test_an_answer_that_is_no_grade_is_asked_for_again_and_then_an_error(
     [
         '```json\n{"reason": "x", "grade": 7}\n```',
         '<think>Is it {"grade": 1}? No.</think>\n{"grade": 7.0}',
+        'Is it {"grade": 1}? No.</think>{"grade": 7}',
         ' {"grade": 7, "confidence": 1}\n',
+        '{"reason": "no <think>, no </think>", "grade": 7}',
     ],
 )
 def test_a_fence_and_a_trace_around_the_grade_are_no_fault(said):
     assert read_grade(said, 10).grade == 7
+
+
+def test_a_long_answer_is_read_in_time_that_grows_with_its_length():
+    with time_limit(5), pytest.raises(ValueError, match="it is not one JSON object"):
+        read_grade(" \n" * 500_000 + "x", 10)
 
 
 @given(st.text())
@@ -584,6 +593,13 @@ def test_what_the_cache_knows_costs_no_call(judge, server):
     assert only(judge(max_calls=1), "Rome").score == 1
 
 
+def test_a_count_of_tokens_beyond_belief_is_none(judge, server):
+    usage = {"prompt_tokens": 10**400, "completion_tokens": 1}
+    server.answer = lambda body, count: (200, {}, reply('{"grade": 10}', usage=usage))
+
+    assert only(judge(max_usd=1, usd_per_million_input=1)).score == 1
+
+
 def test_calls_that_the_endpoint_refused_are_not_counted(judge, server):
     server.answer = lambda body, count: (503, {}, b"") if count < 3 else (200, {}, grade(10))
 
@@ -610,6 +626,15 @@ def test_a_budget_in_dollars_goes_by_the_tokens_that_are_reported(judge, server)
         r"0\.0[12]\d+; raise max_usd",
         rewards[-1].error,
     ), rewards[-1].error
+
+
+def test_a_limit_in_the_request_is_what_a_call_may_cost(judge, server):
+    adapter = judge(max_usd=0.1, usd_per_million_output=100.0, request={"max_tokens": 2000})
+
+    (reward,) = adapter.score(TASK, [episode("Paris")])
+
+    assert "the next may cost 0.2000" in reward.error
+    assert not server.requests
 
 
 def test_calls_side_by_side_do_not_overspend(judge, server):
@@ -650,6 +675,10 @@ def test_calls_side_by_side_do_not_overspend(judge, server):
         (
             {"model": "m", "rubric": "r", "request": {"stream": True}},
             "reward.judge.request: cannot hold `stream`",
+        ),
+        (
+            {"model": "m", "rubric": "r", "request": {"max_tokens": "9"}},
+            "reward.judge.request: `max_tokens` must be a whole number",
         ),
         (
             {"model": "m", "rubric": "r", "api_key": "x"},
