@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +26,7 @@ from flash.records import ENVIRONMENT_REWARD
 from flash.values import Reward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from flash.contracts import Environment
     from flash.home import FlashHome
@@ -190,21 +191,30 @@ def _checked(answer: Any) -> Reward:
         return Reward(None, error="gave the episode no score")
     if not isinstance(answer, Reward):
         return Reward(None, error=f"answered with {_kind(answer)}, not with a Reward")
-    metrics = {name: _number(value) for name, value in answer.metrics.items()}
-    wrong = [name for name, value in metrics.items() if value is None]
-    kept = {name: value for name, value in metrics.items() if value is not None}
-    if wrong:
-        shown = f"{answer.metrics[wrong[0]]!r:.80}"
-        error = f"gave the metric {wrong[0]} as {shown}, not as a finite number"
-        return attrs.evolve(answer, score=None, metrics=kept, error=error)
-    if answer.score is None or answer.error:
+    kept, error = _metrics(answer.metrics)
+    if error is None and (answer.score is None or answer.error):
         error = answer.error or "gave the episode no score and no reason"
+    if error is not None:
         return attrs.evolve(answer, score=None, metrics=kept, error=error)
     score = _number(answer.score)
     if score is None:
         error = f"gave {answer.score!r:.80} as the score, not a finite number"
         return attrs.evolve(answer, score=None, metrics=kept, error=error)
     return attrs.evolve(answer, score=score, success=bool(answer.success), metrics=kept)
+
+
+def _metrics(given: Any) -> tuple[dict[str, float], str | None]:
+    """Return the metrics that are numbers, and what is wrong with the others."""
+    if not isinstance(given, Mapping):
+        return {}, f"gave {_kind(given)} as the metrics, not a table of names and numbers"
+    metrics = {name: _number(value) for name, value in given.items()}
+    wrong = [
+        f"gave the metric {name} as {given[name]!r:.80}, not as a finite number"
+        for name, value in metrics.items()
+        if value is None
+    ]
+    kept = {name: value for name, value in metrics.items() if value is not None}
+    return kept, wrong[0] if wrong else None
 
 
 def _number(value: Any) -> float | None:

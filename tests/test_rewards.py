@@ -136,7 +136,10 @@ HOSTILE = {
         lambda *_: [Reward(1.0, metrics={"depth": math.inf})] * 2,
         "gave the metric depth as inf, not as a finite number",
     ),
-    "metrics": (lambda *_: [Reward(1.0, metrics=3)] * 2, "raised AttributeError"),
+    "metrics": (
+        lambda *_: [Reward(1.0, metrics=3)] * 2,
+        "gave a value of type int as the metrics, not a table of names and numbers",
+    ),
     "neither": (lambda *_: [Reward(None)] * 2, "gave the episode no score and no reason"),
 }
 

@@ -168,5 +168,6 @@ def _error_text(content: bytes) -> str:
 
 
 def _count(value: object) -> int | None:
-    counts = isinstance(value, int) and not isinstance(value, bool)
-    return value if counts and 0 <= value < _MOST_TOKENS else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if 0 <= value < _MOST_TOKENS else None

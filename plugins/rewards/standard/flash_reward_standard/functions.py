@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import itertools
 import queue
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -41,8 +43,9 @@ class PythonReward:
         file, _, name = config.path.rpartition(":")
         self._path = file_in(folder, file, SETTING)
         self._folder = str(folder.resolve()) if folder else ""
+        self._where = f"{self._path.name}:{name}"
         self._function = _function(_imported(self._path, self._folder), name, self._path)
-        self._names = _parameters(self._function, self._path)
+        self._names = _parameters(self._function, f"{SETTING}: {self._path}:{name}")
         self._for_group = bool(set(GROUP) & set(self._names))
         self._timeout_s = config.timeout_s
         self._pool = ThreadPoolExecutor(config.concurrency, "flash-reward-python")
@@ -64,7 +67,11 @@ class PythonReward:
 
         def call() -> None:
             try:
-                said.put(self._function(**arguments))
+                returned = self._function(**arguments)
+                if isinstance(returned, Iterator) and self._for_group:
+                    # Still under the time limit; one more than wanted shows that there are more.
+                    returned = list(itertools.islice(returned, len(values["episodes"]) + 1))
+                said.put(returned)
             except BaseException as error:  # noqa: BLE001 - user code in its own thread: sys.exit() too is data
                 said.put(error)
 
@@ -72,15 +79,12 @@ class PythonReward:
         try:
             answer = said.get(timeout=self._timeout_s)
         except queue.Empty:
-            return Reward(None, error=f"{self._where()} took longer than {self._timeout_s:g} s")
+            return Reward(None, error=f"{self._where} took longer than {self._timeout_s:g} s")
         if isinstance(answer, MemoryError):
             raise answer
         if isinstance(answer, BaseException):
-            return Reward(None, error=_failure(answer, self._folder, self._where()))
+            return Reward(None, error=_failure(answer, self._folder, self._where))
         return answer
-
-    def _where(self) -> str:
-        return f"{self._path.name}:{self._function.__name__}"
 
 
 def _values(episode: Episode) -> dict[str, Any]:
@@ -107,7 +111,8 @@ def _imported(path: Path, folder: str) -> dict[str, Any]:
     except (Exception, SystemExit) as error:
         raise EnvironmentFault(_failure(error, folder, path.name)) from error
     finally:
-        sys.path.remove(folder)
+        if folder in sys.path:  # what is imported may set it anew
+            sys.path.remove(folder)
     return vars(module)
 
 
@@ -127,13 +132,16 @@ def _function(names: Mapping[str, Any], name: str, path: Path) -> Callable[..., 
     raise EnvironmentFault(f"{SETTING}: {path}: {wrong}", hint=hint)
 
 
-def _parameters(function: Callable[..., Any], path: Path) -> tuple[str, ...]:
+def _parameters(function: Callable[..., Any], place: str) -> tuple[str, ...]:
     """Return what the function asks for by the names of its parameters."""
-    place = f"{SETTING}: {path}:{function.__name__}"
     hint = f"for one episode: {', '.join(ONE)}; for a group: {', '.join(GROUP)}; always: "
     hint += ", ".join(EITHER)
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:
+        raise EnvironmentFault(f"{place} does not say what it asks for", hint=hint) from None
     asked = []
-    for name, parameter in inspect.signature(function).parameters.items():
+    for name, parameter in parameters.items():
         if parameter.kind in {parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD}:
             continue
         known = name in (*ONE, *GROUP, *EITHER) and parameter.kind != parameter.POSITIONAL_ONLY
@@ -156,7 +164,8 @@ def _listed(said: Any, count: int, path: Path) -> list[Reward | None]:
         return [Reward(None, error=error)] * count
     answers = list(said)
     if len(answers) != count:
-        error = f"{path.name} returned {len(answers)} scores for {count} completions"
+        found = f"more than {count}" if len(answers) > count else len(answers)
+        error = f"{path.name} returned {found} scores for {count} completions"
         return [Reward(None, error=error)] * count
     return [_reward(answer, path) for answer in answers]
 

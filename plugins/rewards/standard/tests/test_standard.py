@@ -194,12 +194,11 @@ def test_what_one_completion_breaks_leaves_the_others_of_its_group(make):
 
 
 def test_a_check_that_is_interrupted_answers_no_other_question():
-    check = BoundedCheck("schemas", 60, doing="checking")
-    check.ask(schema={}, text="1")
-    slow = {"pattern": f"^{EXPONENTIAL}"}
+    check = BoundedCheck("schemas", 1, doing="checking")
+    endless = {"pattern": f"^{EXPONENTIAL}"}
 
     with pytest.raises(TimeUp), time_limit(0.02):
-        check.ask(schema=slow, text=f'"{"a" * 26}!"')  # answered soon after: by no
+        check.ask(schema=endless, text=f'"{"a" * 60}!"')
 
     assert check.ask(schema={}, text="1") == {"wrong": None}
 
@@ -454,12 +453,22 @@ ONE = episode("Paris", raw="<think>hm</think>Paris", thinking="hm")
             "def score(completions, task): return [1.0 for _ in completions]",
             Reward(1.0, success=True),
         ),
+        (
+            "class Right:\n    def __call__(self, completion): return 0.5\nscore = Right()",
+            Reward(0.5),
+        ),
+        (
+            "from functools import partial\nscore = partial(lambda raw, worth: worth, worth=0.5)",
+            Reward(0.5),
+        ),
+        ("import sys\nsys.path = []\ndef score(completion): return 0.5", Reward(0.5)),
         ("def score(episodes): return (True for _ in episodes)", Reward(1.0, success=True)),
     ],
 )
 def test_a_function_is_called_with_what_it_names_and_says_a_number_or_more(
-    make, tmp_path, code, expected
+    make, tmp_path, monkeypatch, code, expected
 ):
+    monkeypatch.setattr(sys, "path", list(sys.path))
     write(tmp_path, "def worth(): return 9", "helpers.py")
     write(tmp_path, code)
 
@@ -477,6 +486,14 @@ def test_a_function_is_called_with_what_it_names_and_says_a_number_or_more(
         ("def score(completion): return {'points': 1}", "returned the key 'points'; known are sc"),
         ("def score(completion): return {'score': 'a'}", "returned the score 'a'"),
         ("def score(completions): return [1]", "returned 1 scores for 2 completions"),
+        (
+            "import itertools\ndef score(completions): return itertools.repeat(1)",
+            "returned more than 2 scores for 2 completions",
+        ),
+        (
+            "def score(completions):\n    yield 1\n    yield 1 / 0",
+            "rewards.py:3: ZeroDivisionError: division",
+        ),
         ("def score(completions): return 1", "returned int, not a list of 2 scores"),
         ("def score(completions): return {'score': 1}", "returned dict, not a list of 2 scores"),
         ("def score(completions): return 1 / 0", "rewards.py:1: ZeroDivisionError: division"),
@@ -557,6 +574,7 @@ def test_with_a_concurrency_of_one_no_two_calls_meet(make, tmp_path):
         ("rewards.py:score", "x = 1\nimport no_such_thing", r"rewards\.py:2: ModuleNotFoundError"),
         ("rewards.py:score", "raise SystemExit(1)", r"rewards\.py:1: SystemExit: 1"),
         ("rewards.py:score", "def score(text): pass", "asks for `text`, which is not there; for o"),
+        ("rewards.py:score", "score = int", "score does not say what it asks for"),
         ("rewards.py:score", "def score(answer): pass", "asks for nothing to score"),
         (
             "rewards.py:score",
