@@ -96,12 +96,12 @@ def locate(
         return _local(table.path, base, host)
     reference = table.id or ""
     scheme = _SCHEME.fullmatch(reference)
-    if scheme and not _is_folder(base, reference):
+    if scheme and not _exists(base, reference):
         plugin = _claiming(scheme[1], reference, host)
         if offline:
             return Located(plugin=plugin, reference=reference, folder=None)
         return _fetched(plugin, reference, host, home)
-    if reference.startswith(_LOCAL) or reference in {".", ".."} or _is_folder(base, reference):
+    if reference.startswith(_LOCAL) or reference in {".", ".."} or _exists(base, reference):
         return _local(reference, base, host)
     if _HUB_ID.fullmatch(reference):
         raise EnvironmentFault(
@@ -114,9 +114,9 @@ def locate(
     )
 
 
-def _is_folder(base: Path, reference: str) -> bool:
+def _exists(base: Path, reference: str) -> bool:
     try:
-        return (base / reference).is_dir()
+        return (base / reference).exists()
     except OSError:  # a name that is too long for the disk names nothing on it
         return False
 

@@ -175,6 +175,7 @@ class EnvironmentPlugin:
 
     `schemes` are the `scheme:` prefixes of references that `fetch` understands; `detect(folder)`
     says whether a local folder has this format. `make(ctx)` returns the `EnvironmentLoader`.
+    `scores` is False where only `[reward.*]` tables can score its environments.
     """
 
     name: str = attrs.field(validator=_name)
@@ -182,6 +183,7 @@ class EnvironmentPlugin:
     detect: Callable[[Path], bool] = attrs.field(validator=_callable)
     make: Callable[[PluginContext], EnvironmentLoader] = attrs.field(validator=_callable)
     schemes: tuple[str, ...] = attrs.field(default=(), validator=_texts)
+    scores: bool = True
 
 
 def weighted(config: type) -> type:

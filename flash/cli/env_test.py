@@ -10,14 +10,13 @@ import click
 
 from flash.cli.app import App, pass_app
 from flash.cli.output import note, out, print_json, table
-from flash.errors import SpecError, UsageError
+from flash.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from flash.environments import Located
+    from flash.cli.place import Place
     from flash.models import ChosenModel
-    from flash.spec.model import EnvironmentTable, Spec
 
 JSON_KEYS: Final = {
     "verdict": "`PASS`, `WARN` or `FAIL`: that of the worst finding",
@@ -62,21 +61,6 @@ _SMALL: Final = 500_000_000
 _COLOURS: Final = {"fail": "red", "warn": "yellow", "note": "cyan", "PASS": "green"}
 
 
-@attrs.frozen(kw_only=True)
-class Place:
-    """The environment that PATH names; `spec` is None for a folder."""
-
-    table: EnvironmentTable
-    located: Located
-    base: Path
-    spec: Spec | None = None
-
-    def setting(self, name: str, default: Any) -> Any:
-        """Return what `[train]` says, or the default where it says nothing."""
-        value = getattr(self.spec.train, name, None) if self.spec else None
-        return default if value is None else value
-
-
 @click.command()
 @click.argument("path", metavar="[PATH]", type=click.Path(path_type=Path), default=Path())
 @click.option("--algorithm", help="What it is for; default: what the config says, or grpo.")
@@ -109,9 +93,7 @@ def test(app: App, /, path: Path, *, as_json: bool, **asked: Any) -> int:
     app.host.get("algorithm", algorithm)
     model = None if asked["no_model"] else _model(app, place, asked["reference"])
     spec = place.spec
-    request = foreground.environment_request(
-        place.table, place.located, spec.worker_env if spec else {}, spec.reward if spec else {}
-    )
+    request = place.request()
     optional = {*secrets_of(request["reward"], app.host)}
     if model is not None:
         optional |= {*app.host.get("model", model.plugin).secrets}
@@ -150,28 +132,19 @@ def test(app: App, /, path: Path, *, as_json: bool, **asked: Any) -> int:
 
 
 def _place(app: App, path: Path, split: str | None) -> Place:
-    """Return what PATH names, fetched; raises `SpecError` with every problem of a config."""
+    """Return what PATH names, fetched, with the split to train on."""
+    from flash.cli.place import Place, place_of_config
     from flash.environments import locate
     from flash.spec.model import EnvironmentTable
-    from flash.spec.resolve import resolve
 
-    if path.is_dir():
-        split = split or "train"
-        tested = EnvironmentTable(path=str(path.resolve()), split=split)
-        return Place(
-            table=tested, located=locate(tested, Path.cwd(), app.host, app.home), base=path
+    if not path.is_dir():
+        place = place_of_config(app, path)
+        return attrs.evolve(
+            place, table=attrs.evolve(place.table, split=split or place.table.split)
         )
-    resolved = resolve(path, host=app.host)
-    if resolved.spec is None:
-        raise SpecError([one for one in resolved.problems if one.severity == "error"])
-    own = resolved.spec.environment
-    base = resolved.base_of("environment.path" if own.path is not None else "environment.id")
-    return Place(
-        table=attrs.evolve(own, split=split or own.split),
-        located=locate(own, base, app.host, app.home),
-        base=resolved.base,
-        spec=resolved.spec,
-    )
+    table = EnvironmentTable(path=str(path.resolve()), split=split or "train")
+    located = locate(table, Path.cwd(), app.host, app.home)
+    return Place(table=table, located=located, base=path)
 
 
 def _model(app: App, place: Place, reference: str | None) -> ChosenModel | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -107,7 +108,8 @@ def _finite(_: click.Context, __: click.Parameter, value: float | None) -> float
     "--environment",
     "reference",
     metavar="REF",
-    help="Score on this environment; default: the one the run was trained on, as it was then.",
+    help="Score on this environment: a folder, or a config whose [environment] and [reward.*] "
+    "count; default: the one the run was trained on, as it was then.",
 )
 @click.option("--split", help="Rows to score; default: the first split that is not trained on.")
 @click.option("-n", "rows", type=click.IntRange(min=1), help="Score only the first so many rows.")
@@ -166,11 +168,18 @@ def eval_(
     found = find_target(app, target)
     kept, other = _other(app, against)
     evaluator = _Evaluator.of(app, reference, [found, other], key_from)
+    evaluator.refuse_without_rewards()
     if kept:
         evaluator.check(kept, settings["split"])
     asked = _settings(settings, found, kept)
     # A model that was not trained here is asked as the one it is compared with.
-    asked["thinking"] = _first(found.thinking, other and other.thinking, default=False)
+    asked["thinking"] = _first(
+        found.thinking,
+        other and other.thinking,
+        kept and kept["thinking"],
+        evaluator.thinking,
+        default=False,
+    )
     result = evaluator.evaluate(found, asked)
     difference = None
     if other:
@@ -235,32 +244,47 @@ class _Evaluator:
     environment: Mapping[str, Any]
     reference: str
     key_from: str | None
+    base: Path
+    thinking: bool | None = None
 
     @classmethod
     def of(
         cls, app: App, reference: str | None, targets: list[Target | None], key_from: str | None
     ) -> _Evaluator:
         """Return the one for --environment, or else for the environment of the first run."""
-        from flash.cli.targets import elsewhere, wrong_key_name
+        from flash.cli.place import find_place
+        from flash.cli.targets import wrong_key_name
 
         if key_from and (wrong := wrong_key_name(key_from)):
             raise UsageError(f"--key-from {wrong}")
         runs = [target for target in targets if target]
         known = [(run.environment, run.reference) for run in runs if run.environment]
         if reference:
-            environment = elsewhere(app, reference, known[0][0]["env"] if known else {})
-            return cls(app, environment, reference, key_from)
+            place = find_place(app, reference)
+            environment = place.request(known[0][0]["env"] if known else {})
+            thinking = place.spec.thinking if place.spec else None
+            return cls(app, environment, reference, key_from, place.base, thinking)
         if not known:
             raise UsageError(
                 f"{runs[0].text} is {runs[0].kind}, so its rows are not known",
-                hint="name an environment: --environment FOLDER",
+                hint="name an environment, or a config with one: --environment FOLDER",
             )
-        return cls(app, *known[0], key_from)
+        return cls(app, *known[0], key_from, Path.cwd())
+
+    def refuse_without_rewards(self) -> None:
+        """Refuse an environment that cannot score, before answers that may cost are drawn."""
+        from flash.rewards import adapters_of
+
+        scores = self.app.host.get("environment", self.environment["plugin"]).scores
+        if not scores and not adapters_of(self.environment["reward"]):
+            raise UsageError(
+                f"nothing scores {self.reference}: it has no score of its own, and no reward table",
+                hint="write [reward.*] tables into a config, and name that: "
+                "--environment CONFIG.toml",
+            )
 
     def check(self, kept: Mapping[str, Any], split: str | None) -> None:
         """Refuse a kept evaluation that nothing found here can be compared with."""
-        from pathlib import Path
-
         from flash.comparison import incomparable
         from flash.environments import folder_digest
 
@@ -295,7 +319,7 @@ class _Evaluator:
                 "settings": settings,
             },
             home=self.app.home,
-            secrets=secrets_for(self.app, target, self.environment, self.key_from),
+            secrets=secrets_for(self.app, target, self.environment, self.base, self.key_from),
             progress=note,
         )
         served = found.pop("served")

@@ -119,17 +119,6 @@ def _base_model(app: App, text: str) -> Target:
     return Target(text=text, model={"id": chosen.id, "plugin": chosen.plugin})
 
 
-def elsewhere(app: App, reference: str, worker_env: Mapping[str, str]) -> dict[str, Any]:
-    """Return the environment that --environment names, without params and reward adapters."""
-    from flash.environments import locate
-    from flash.foreground import environment_request
-    from flash.spec.model import EnvironmentTable
-
-    table = EnvironmentTable(id=reference)
-    located = locate(table, Path.cwd(), app.host, app.home)
-    return environment_request(table, located, worker_env)
-
-
 def wrong_key_name(name: str) -> str | None:
     """Return what is wrong with the name of a key's secret, or None; never repeats a value."""
     from flash.spec.credentials import looks_like_secret, looks_random
@@ -142,13 +131,17 @@ def wrong_key_name(name: str) -> str | None:
 
 
 def secrets_for(
-    app: App, target: Target, environment: Mapping[str, Any], key_from: str | None
+    app: App, target: Target, environment: Mapping[str, Any], base: Path, key_from: str | None
 ) -> dict[str, str]:
-    """Return the values of the secrets that this evaluation may use; the child deals them out."""
+    """
+    Return the values of the secrets that this evaluation may use; the child deals them out.
+
+    They are looked for beside the environment's config, in `base`, too.
+    """
     from flash.rewards import secrets_of
     from flash.spec.secrets import SecretFinder
 
-    finder = SecretFinder(app.host, [Path.cwd()])
+    finder = SecretFinder.beside(base, app.host)
     optional = {*secrets_of(environment["reward"], app.host)}
     if target.model is not None:
         optional |= {*app.host.get("model", target.model["plugin"]).secrets}

@@ -302,6 +302,25 @@ def flash(shell, monkeypatch, capsys):
 
 SERVER = "https://api.example/v1#model"
 
+CONFIG = """
+model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+algorithm = "sft"
+
+[environment]
+path = "../project"
+secrets = ["JUDGE_KEY"]
+params = {wanted = "canary-7391"}
+
+[worker_env]
+WANTED_ROW = "row"
+
+[reward.environment]
+weight = 0.5
+
+[reward.regex]
+pattern = "yes"
+"""
+
 
 @pytest.mark.parametrize(
     ("words", "said"),
@@ -311,13 +330,20 @@ SERVER = "https://api.example/v1#model"
         ((SERVER, "--environment", "project", "--key-from", "A=canary-7391"), "without a value"),
         ((SERVER, "--environment", "project", "--key-from", "NO_SUCH_KEY"), "has no value"),
         ((SERVER, "--environment", "project", "--samples", "4", "--temperature", "0"), "greedy"),
+        ((SERVER, "--environment", "none.toml"), "none.toml: "),
+        ((SERVER, "--environment", "broken.toml"), "reward.regexp: unknown reward"),
+        ((SERVER, "--environment", "rows"), "nothing scores rows: it has no score of its own"),
         ((SERVER, "--environment", "project", "--against", "eval-1"), 'no evaluation "eval-1"'),
         ((SERVER, "--environment", "project", "--against", "no-such"), "no-such"),
         (("http://api.example/v1", "--environment", "project"), "in the clear"),
         (("https://a:canary-7391@api.example/v1", "--environment", "project"), "a user"),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_before_anything_is_asked(flash, words, said):
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_asked(flash, shell, words, said):
+    (shell.folder / "broken.toml").write_text(CONFIG.replace("[reward.regex]", "[reward.regexp]"))
+    (shell.folder / "rows").mkdir()
+    (shell.folder / "rows" / "train.jsonl").write_text('{"input": "1 + 1?", "output": "2"}\n')
+
     code, _, error = flash("eval", *words)
 
     assert code == 2
@@ -397,6 +423,26 @@ class Brief(EvalSuite):
 
 EVALUATIONS = Brief()
 """
+
+
+@pytest.mark.slow
+def test_a_config_is_an_environment_with_its_params_rewards_and_secrets(shell, flash, server):
+    server.answer = says_yes
+    configs = shell.folder / "configs"
+    configs.mkdir()
+    (configs / "rl.toml").write_text(CONFIG)
+    (configs / ".env").write_text("JUDGE_KEY=canary-7391\n")
+
+    code, said, error = flash(
+        "eval", f"{server.url}#good", "--environment", configs / "rl.toml", "--json"
+    )
+
+    assert code == 0, error
+    found = json.loads(said)
+    assert (found["n"], found["mean"], found["success"]) == (3, 1.5, 1.0)
+    assert found["metrics"] == {"environment": 1.0, "environment/one": 1.0, "regex": 1.0}
+    assert found["reward"]["environment"] == {"weight": 0.5}
+    assert found["params"] == {"wanted": "canary-7391"}
 
 
 @pytest.mark.slow

@@ -40,6 +40,7 @@ def flash_register_environments() -> list[EnvironmentPlugin]:
             summary="A folder with dataset/<split>.jsonl and no code; the reward is a table.",
             detect=_detect,
             make=_make,
+            scores=False,
         )
     ]
 
