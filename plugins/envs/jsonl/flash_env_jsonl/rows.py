@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import attrs
 
@@ -99,11 +99,18 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 def _json(line: str, place: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_unique, parse_constant=_refuse)
+        if "\\ud" in line.casefold():  # half of a pair is JSON, and no text that has an encoding
+            json.dumps(record, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise EnvironmentFault(
             f"{place}: invalid JSON at column {error.colno}: {error.msg}",
             hint="every line is one JSON object; line breaks inside a text are written \\n",
+        ) from None
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise EnvironmentFault(
+            f"{place}: {half} is half of a character", hint="write the character itself"
         ) from None
     except (RecursionError, ValueError) as error:  # nested too deep; a number of too many digits
         raise EnvironmentFault(f"{place}: JSON that cannot be read: {error}") from error
@@ -113,6 +120,19 @@ def _json(line: str, place: str) -> dict[str, Any]:
             hint='write it as {"input": "…", "output": "…"}',
         )
     return record
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f'the key "{twice}" stands twice')
+    return found
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _row(record: dict[str, Any], number: str, place: str) -> Row:
@@ -234,6 +254,11 @@ def _messages(found: list[Any], place: str) -> tuple[Message, ...]:
             raise EnvironmentFault(
                 f"{place}: the content of message {number} is {_kind(content)}",
                 hint="content is a text or a list of parts; it may be null beside tool_calls",
+            )
+        if isinstance(content, list) and not all(isinstance(part, dict) for part in content):
+            raise EnvironmentFault(
+                f"{place}: the content of message {number} has a part that is no object",
+                hint='a part is {"type": "text", "text": "…"}',
             )
     return tuple(found)
 

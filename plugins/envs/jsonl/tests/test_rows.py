@@ -91,11 +91,24 @@ def test_a_line_separator_inside_a_text_ends_no_row(read):
     assert row.input == "one\u2028two"
 
 
+def test_a_character_may_be_written_as_its_two_halves(read):
+    (row,) = read('{"input": "\\ud83d\\ude00"}')
+
+    assert row.input == "\N{GRINNING FACE}"
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
         ('{"input": "a"', "2: invalid JSON at column 14"),
         ("[1, 2]", "2: a row must be an object, got a list"),
+        (
+            '{"input": "a", "input": "b"}',
+            '2: JSON that cannot be read: the key "input" stands twice',
+        ),
+        ('{"input": "a", "output": NaN}', "2: JSON that cannot be read: NaN is not JSON"),
+        ('{"input": "a\\ud800"}', "2: \\ud800 is half of a character"),
+        ({"messages": [said("user", ["a"])]}, "2: messages: the content of message 1 has a part"),
         ("[" * 100_000, "2: JSON that cannot be read"),
         ({"output": "4"}, "2: the row asks nothing (it has output)"),
         ({}, "2: the row asks nothing (it has no keys)"),
