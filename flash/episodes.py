@@ -19,6 +19,7 @@ from flash.values import Episode, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from flash.contracts import Environment
     from flash.values import Message, Task
@@ -138,6 +139,22 @@ def play(
     return [game.result() for game in games]
 
 
+@contextmanager
+def guarded(call: str, timeout_s: float | None, failed: Callable[[str], None]) -> Iterator[None]:
+    """Tell `failed` what the environment's `call`, made in the block, does wrong."""
+    try:
+        with time_limit(timeout_s):
+            yield
+    except EnvironmentFault as fault:
+        failed(fault.message)
+    except TimeUp:
+        failed(f"the environment's {call} took longer than {timeout_s:g} s")
+    except (FlashError, MemoryError):
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - user code: a failure is data
+        failed(f"the environment's {call} raised {type(error).__name__}: {error}")
+
+
 class _Game:
     """One episode under way."""
 
@@ -218,20 +235,11 @@ class _Game:
             self._truncated = True
             self._end(self._answers[-1], None)
 
-    @contextmanager
-    def _guarded(self, call: str) -> Iterator[None]:
-        """Turn what the environment's `call` does wrong into this episode's error."""
-        try:
-            with time_limit(self._timeout_s):
-                yield
-        except EnvironmentFault as fault:
-            self._error = fault.message
-        except TimeUp:
-            self._error = f"the environment's {call} took longer than {self._timeout_s:g} s"
-        except (FlashError, MemoryError):
-            raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code: a failure is data
-            self._error = f"the environment's {call} raised {type(error).__name__}: {error}"
+    def _guarded(self, call: str) -> AbstractContextManager[None]:
+        return guarded(call, self._timeout_s, self._fail)
+
+    def _fail(self, reason: str) -> None:
+        self._error = reason
 
     def _end(self, last: Answer, final_text: str | None) -> None:
         thinking, completion = split_thinking(last.text)

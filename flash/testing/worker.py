@@ -126,5 +126,6 @@ class Context:
     stop_after: int | None = None
 
     def stop(self) -> bool:
-        """Say whether to stop; asked at the end of a step, before its report."""
-        return self.stop_after is not None and len(self.reporter.steps) + 1 >= self.stop_after
+        """Say whether to stop; at the end of a step, before its report, the phase is "train"."""
+        done = len(self.reporter.steps) + (self.reporter.phases[-1:] == ["train"])
+        return self.stop_after is not None and done >= self.stop_after

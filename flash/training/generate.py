@@ -27,10 +27,10 @@ from flash.training.chat import stop_tokens
 from flash.training.drawing import draw
 from flash.training.forked import Fork, can_fork, forking
 from flash.training.merging import evaluating, merged
-from flash.training.sampler import Completion
+from flash.training.sampler import Completion, Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from flash.training.sampler import Prompt, Sampling
 
@@ -52,9 +52,13 @@ class OwnSampler:
 
     on_policy = True
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`stop` is asked at every token of a batch; where it says so, `Stopped` is raised."""
         self._model = model
         self._tokenizer = tokenizer
+        self._stop = stop
         self._forks: bool | None = None
 
     @torch.inference_mode()
@@ -70,9 +74,10 @@ class OwnSampler:
             here = _can_decode(base)
             for batch in _batches(rows, equal_lengths=not here, forks=bool(self._forks)):
                 if here:
-                    ending = _decode(_Batch(base, batch, forks=bool(self._forks)), batch, sampling)
+                    decoded = _Batch(base, batch, forks=bool(self._forks))
+                    ending = _decode(decoded, batch, sampling, self._stop)
                 else:
-                    ending = _decode_elsewhere(base, batch, sampling)
+                    ending = _decode_elsewhere(base, batch, sampling, self._stop)
                 for row in ending:
                     yield row.place, row.completion()
 
@@ -176,9 +181,13 @@ def _batches(rows: Sequence[_Row], *, equal_lengths: bool, forks: bool) -> Itera
         yield batch
 
 
-def _decode(batch: _Batch, rows: list[_Row], sampling: Sampling) -> Iterator[_Row]:
+def _decode(
+    batch: _Batch, rows: list[_Row], sampling: Sampling, stop: Callable[[], bool]
+) -> Iterator[_Row]:
     """Yield the rows of the batch as they end."""
     while True:
+        if stop():
+            raise Stopped
         tokens_B, log_probs_B = draw(batch.logits_BV, sampling, [row.stream for row in rows])
         for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
             if not row.ended and row.take(token, log_prob):
@@ -274,12 +283,16 @@ def _can_decode(model: Any) -> bool:
     return {"past_key_values", "position_ids", "logits_to_keep"} <= accepted.keys()
 
 
-def _decode_elsewhere(model: Any, rows: list[_Row], sampling: Sampling) -> Iterator[_Row]:
+def _decode_elsewhere(
+    model: Any, rows: list[_Row], sampling: Sampling, stop: Callable[[], bool]
+) -> Iterator[_Row]:
     """Do as `_decode` with the loop of `model.generate`, for models with a cache of their own."""
     from transformers import GenerationConfig
 
     def force(_tokens_BT: torch.Tensor, logits_BV: torch.Tensor) -> torch.Tensor:
         """Draw here, and leave `generate` no other token to choose."""
+        if stop():
+            raise Stopped
         tokens_B, log_probs_B = draw(logits_BV, sampling, [row.stream for row in rows])
         for row, token, log_prob in zip(rows, tokens_B.tolist(), log_probs_B.tolist(), strict=True):
             if not row.ended:

@@ -80,7 +80,7 @@ class _LinearLogProbs(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         targets_K: torch.Tensor,
         temperature: float,
-        entropy: bool,  # noqa: FBT001 - same
+        entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         wide = torch.promote_types(hidden_KW.dtype, torch.float32)
         grad_KW = torch.empty_like(hidden_KW) if ctx.needs_input_grad[0] else None

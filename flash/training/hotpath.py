@@ -2,8 +2,8 @@
 The way of a training step through the model, with shortcuts that are proven before they are used.
 
 `TargetScores` turns documents into the log-probabilities of their trained tokens: what the plain
-model computes on each document alone. Where a model does not allow a shortcut the plain way is taken
-and the reason told; a trial on the loaded model decides (`flash.training.trial`), no list of
+model computes on each document alone. Where a model does not allow a shortcut the plain way is
+taken and the reason told; a trial on the loaded model decides (`flash.training.trial`), no list of
 names.
 
 Left out: the balancing loss of mixtures of experts. The router is frozen under LoRA, and without

@@ -60,9 +60,13 @@ class Completion:
     log_probs: tuple[float, ...] = ()
 
 
+class Stopped(Exception):
+    """Sampling ended early because the run was told to stop; what was drawn is lost."""
+
+
 class Sampler(Protocol):
     """
-    An engine that draws completions.
+    An engine that draws completions; one that was told how raises `Stopped` when it should stop.
 
     Attributes:
         on_policy: it draws from the very weights that are trained, by the same arithmetic, so its

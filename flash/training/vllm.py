@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 from flash.errors import FlashError, SpecError
 from flash.training.generate import Endings
 from flash.training.loading import save_adapter
-from flash.training.sampler import Completion
+from flash.training.sampler import Completion, Stopped
 from flash.training.vllm_server import ServerOptions, VllmServer, find_python
 from flash.values import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from flash.training.sampler import Prompt, Sampling
@@ -62,19 +62,22 @@ class VllmSampler:
         workdir: Path,
         max_length: int,
         python: str | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """
         Start the server and give it the active adapter of `model`, a PEFT model.
 
         Its log-probabilities are those of `sampling`, the sampling of training. `base` is the
         folder of the base model; prompt and completion have `max_length` tokens together.
-        `workdir` takes the log and the adapters. `python` has vLLM, see `find_python`. Raises
+        `workdir` takes the log and the adapters. `python` has vLLM, see `find_python`. Where
+        `stop` says so, `Stopped` is raised once the answers under way are there. Raises
         `SpecError` for what vLLM cannot do, `ModelUnavailable` where it cannot serve the model.
         """
         self._mode = _log_probs_mode(sampling)
         self._tokenizer = tokenizer
         self._model = model
         self._workdir = workdir
+        self._stop = stop
         self._max_rank = _room_for(_rank(model))
         self._updates = 0
         self._serving: str | None = None
@@ -114,6 +117,8 @@ class VllmSampler:
             }
             try:
                 for done in as_completed(asked):
+                    if self._stop():
+                        raise Stopped
                     yield asked[done], done.result()
             finally:
                 for waiting in asked:

@@ -26,12 +26,6 @@ _EQUAL = 1e-8
 PER_TURN = "per_turn_rewards"
 
 
-def is_flat(scores: Sequence[float | None]) -> bool:
-    """Say whether the scores of a group, those that there are, show no difference to learn from."""
-    known = [score for score in scores if score is not None]
-    return _spread(known) <= _EQUAL
-
-
 def advantages(groups: Sequence[Sequence[float | None]], scale: str) -> list[list[float | None]]:
     """
     Return the advantage of each episode of each group; None where it has no score.

@@ -111,7 +111,10 @@ class GrpoConfig:
         300.0, doc="Seconds that scoring one group may take; more counts as failed.", gt=0
     )
     episode_timeout_s: float = setting(
-        600.0, doc="Seconds that one episode may take; more counts as failed.", gt=0
+        600.0,
+        doc="Seconds that an episode of several turns may be open: it then ends with the turn "
+        "before, as truncated. A single call of the environment that takes so long is a failure.",
+        gt=0,
     )
     stop_if_flat: int = setting(
         0,

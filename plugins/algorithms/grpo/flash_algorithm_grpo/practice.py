@@ -25,7 +25,6 @@ from flash.scoring import Scoring
 from flash.training.chat_model import episode_tokens
 from flash_algorithm_grpo.advantages import (
     advantages,
-    is_flat,
     rewards_by_turn,
     turn_advantages,
 )
@@ -57,7 +56,6 @@ class Sample:
     log_probs: tuple[float, ...]
     advantages: tuple[float, ...]
     advantage: float | None
-    thinking_tokens: int
 
     @property
     def length(self) -> int:
@@ -70,12 +68,10 @@ class Practice:
     """
     The groups of one step, in order, and what they took.
 
-    `flat` counts the groups whose rewards were all equal. `rollout_s` is the time of sampling,
-    `scoring_s` what scoring added to it.
+    `rollout_s` is the time of sampling, `scoring_s` what scoring added to it.
     """
 
     groups: Sequence[Sequence[Sample]]
-    flat: int
     rollout_s: float
     scoring_s: float
 
@@ -88,6 +84,11 @@ class Practice:
     def scored(self) -> list[Reward]:
         """The rewards of those that have a score."""
         return [one.reward for one in self.samples if one.reward.score is not None]
+
+    @property
+    def flat(self) -> int:
+        """How many groups have no advantage, since their rewards were all equal."""
+        return sum(not any(any(one.advantages) for one in group) for group in self.groups)
 
     def failure(self, step: int) -> EnvironmentFault:
         """Return what to say of the episodes without a score, of which there is at least one."""
@@ -122,24 +123,17 @@ class Practitioner:
     count_tokens: Callable[[str], int]
     notice: Callable[[str], None]
 
-    def practise(self, number: int, *, share: slice = slice(None)) -> Practice:
-        """
-        Sample and score the groups of generation `number`, counted from 0.
-
-        `share` are the prompts of the step that this process takes.
-        """
+    def practise(self, number: int) -> Practice:
+        """Sample and score the groups of generation `number`, counted from 0."""
         size = self.config.group_size
-        chosen = self.chosen(number)[share]
-        places = range(len(self.chosen(number)))[share]
         scoring = Scoring(self.environment, group_size=size, timeout_s=self.config.score_timeout_s)
         with scoring:
             started = time.monotonic()
-            # The first place names the streams of a process's episodes apart from the others'.
             played = play(
                 self.environment,
-                [task for task in chosen for _ in range(size)],
+                [task for task in self.chosen(number) for _ in range(size)],
                 self.chat,
-                seed=_stream_seed(self.seed, number, places.start),
+                seed=_stream_seed(self.seed, number, 0),
                 timeout_s=self.config.episode_timeout_s,
                 over=scoring.over,
             )
@@ -150,7 +144,6 @@ class Practitioner:
         groups = [samples[at : at + size] for at in range(0, len(samples), size)]
         return Practice(
             groups=groups,
-            flat=sum(is_flat([one.reward.score for one in group]) for group in groups),
             rollout_s=sampled - started,
             scoring_s=scored - sampled,
         )
@@ -171,11 +164,8 @@ class Practitioner:
 
     def _samples(self, played: Sequence[Played], rewards: Sequence[Reward]) -> list[Sample]:
         size, scale = self.config.group_size, self.config.scale_rewards
-        thinking = [self._thinking_tokens(one) for one in played]
-        paid = [
-            self._penalised(reward, tokens)
-            for reward, tokens in zip(rewards, thinking, strict=True)
-        ]
+        penalties = [self._penalties(one) for one in played]
+        paid = [_less(*each) for each in zip(rewards, map(sum, penalties), strict=True)]
         scores = [reward.score for reward in paid]
         worth = [
             one
@@ -186,17 +176,19 @@ class Practitioner:
         ]
         by_turn: list[list[float] | None] = []
         for at in range(0, len(played), size):
-            by_turn += self._by_turn(played[at : at + size], paid[at : at + size])
-        return [
-            _sample(*parts) for parts in zip(played, paid, worth, by_turn, thinking, strict=True)
-        ]
+            group = slice(at, at + size)
+            by_turn += self._by_turn(played[group], paid[group], penalties[group])
+        return [_sample(*parts) for parts in zip(played, paid, worth, by_turn, strict=True)]
 
     def _by_turn(
-        self, played: Sequence[Played], rewards: Sequence[Reward]
+        self,
+        played: Sequence[Played],
+        rewards: Sequence[Reward],
+        penalties: Sequence[Sequence[float]],
     ) -> list[list[float] | None]:
         """Return advantages turn by turn of one group; all None where an episode has no such."""
         turns: list[list[float] | None] = []
-        for one, reward in zip(played, rewards, strict=True):
+        for one, reward, taken_off in zip(played, rewards, penalties, strict=True):
             if reward.score is None:
                 turns.append(None)
                 continue
@@ -205,22 +197,24 @@ class Practitioner:
                 self.notice(f"task {one.task.id}: {wrong}; the whole episode is credited instead")
             if given is None:
                 return [None] * len(played)
-            turns.append(given)
+            turns.append([paid - off for paid, off in zip(given, taken_off, strict=True)])
         return turn_advantages(turns, self.config.scale_rewards)
 
-    def _thinking_tokens(self, played: Played) -> int:
+    def _penalties(self, played: Played) -> list[float]:
+        """Return what the thinking trace of each turn costs."""
         traces = [split_thinking(answer.text)[0] for answer in played.answers]
-        return sum(self.count_tokens(trace) for trace in traces if trace)
+        each = self.config.thinking_length_penalty_coef
+        return [each * self.count_tokens(trace) if each and trace else 0.0 for trace in traces]
 
-    def _penalised(self, reward: Reward, thinking_tokens: int) -> Reward:
-        penalty = self.config.thinking_length_penalty_coef * thinking_tokens
-        if reward.score is None or not penalty:
-            return reward
-        return attrs.evolve(
-            reward,
-            score=reward.score - penalty,
-            metrics={**reward.metrics, "thinking_penalty": -penalty},
-        )
+
+def _less(reward: Reward, penalty: float) -> Reward:
+    if reward.score is None or not penalty:
+        return reward
+    return attrs.evolve(
+        reward,
+        score=reward.score - penalty,
+        metrics={**reward.metrics, "thinking_penalty": -penalty},
+    )
 
 
 def rollouts(practice: Practice, step: int) -> list[Rollout]:
@@ -266,11 +260,10 @@ def _sample(
     reward: Reward,
     advantage: float | None,
     by_turn: list[float] | None,
-    thinking_tokens: int,
 ) -> Sample:
     if advantage is None or not played.answers:
         # One token that carries nothing: tensors have a row for each episode of a group.
-        return Sample(played, reward, (0,), (0,), (0,), (0.0,), (0.0,), None, thinking_tokens)
+        return Sample(played, reward, (0,), (0,), (0,), (0.0,), (0.0,), None)
     opening, completion, sampled, log_probs = episode_tokens(played.answers)
     worth = [advantage] * len(played.answers) if by_turn is None else by_turn
     spread: list[float] = []
@@ -286,7 +279,6 @@ def _sample(
         log_probs=log_probs,
         advantages=tuple(spread),
         advantage=advantage if by_turn is None else statistics.fmean(by_turn),
-        thinking_tokens=thinking_tokens,
     )
 
 

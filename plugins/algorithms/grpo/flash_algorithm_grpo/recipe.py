@@ -46,7 +46,7 @@ def decide(given: AlgorithmInput) -> Mapping[str, Recipe]:
     """Decide what the user left out of `[train]`; `given.train` are the values that are set."""
     train: Mapping[str, Any] = given.train
     defaults = {"lora_rank": 32, "save_every": 20} | dict(train)
-    max_tokens = _max_tokens(thinking=given.thinking)
+    max_tokens = _max_tokens(train.get("max_length"), thinking=given.thinking)
     return {
         "lora_alpha": Recipe(
             2.0 * defaults["lora_rank"],
@@ -105,10 +105,15 @@ def _learning_rate(card: ModelCard | None) -> Recipe:
     )
 
 
-def _max_tokens(*, thinking: bool) -> Recipe:
-    if thinking:
-        return Recipe(1536, "room for a thinking trace and an answer", _FLASH)
-    return Recipe(320, "room for most answers", _FLASH)
+def _max_tokens(max_length: int | None, *, thinking: bool) -> Recipe:
+    most, reason = (
+        (1536, "room for a thinking trace and an answer")
+        if thinking
+        else (320, "room for most answers")
+    )
+    if max_length is not None and max_length < 2 * most:
+        return Recipe(max_length // 2, "half of max_length: the rest is for the prompt", _FLASH)
+    return Recipe(most, reason, _FLASH)
 
 
 def _max_length(card: ModelCard | None, max_tokens: int) -> Recipe:

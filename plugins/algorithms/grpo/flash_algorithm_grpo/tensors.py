@@ -34,14 +34,11 @@ def passes(
     *,
     episodes: int,
     pad: int,
-    trained: float,
     device: torch.device,
 ) -> list[dict[str, torch.Tensor]]:
-    """
-    Return the inputs of TRL's loss, `episodes` of one group a pass.
-
-    `trained` counts the tokens that carry loss in the whole step, over all processes.
-    """
+    """Return the inputs of TRL's loss, `episodes` of one group a pass."""
+    # All tokens of the step that carry loss.
+    trained = float(sum(sum(sample.sampled) for group in groups for sample in group))
     return [
         {
             name: tensor.to(device)
@@ -101,6 +98,9 @@ def completion_log_probs(
     `rows` hold the documents of `documents_of(inputs)`, each with its sampled tokens as targets.
     """
     sampled_BT = inputs["tool_mask"].bool()
+    if not rows:  # no episode of the pass was scored
+        nothing_BT = torch.zeros_like(inputs["sampling_per_token_logps"])
+        return nothing_BT, nothing_BT
     places = torch.cat(
         [
             torch.stack([torch.full_like(at, document), at])

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from flash.api import Problem, SpecError, TrainingDataError
+from flash.api import EnvironmentFault, FlashError, Problem, SpecError, TrainingDataError
+from flash.episodes import guarded
 from flash.training.chat import ChatRenderer, stop_tokens
 from flash.training.chat_model import ChatModel
 from flash.training.generate import OwnSampler
 from flash.training.hotpath import HotPath, TargetScores
 from flash.training.loading import attach_lora, load_adapter, load_base, save_adapter
-from flash.training.sampler import Sampling
+from flash.training.sampler import Sampling, Stopped
 from flash_algorithm_grpo.examination import Examiner
 from flash_algorithm_grpo.practice import Practitioner
 from flash_algorithm_grpo.recipe import HELD_OUT_TASKS, episodes_a_pass
@@ -36,6 +38,11 @@ def run(context: WorkerContext) -> None:
 def train(context: WorkerContext, path: HotPath) -> None:
     """Do the work of `run` along `path`; benchmarks and tests take parts of the path away."""
     config = context.config
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise FlashError(
+            f"GRPO trains in one process, and here are {processes} (WORLD_SIZE)",
+            hint="start it without a launcher such as torchrun",
+        )
     context.reporter.phase("model")
     # Here and not above: TRL takes seconds to import, and the phase says what they are for.
     from flash.training.trainer import quieten
@@ -51,20 +58,26 @@ def train(context: WorkerContext, path: HotPath) -> None:
         base=context.card.id,
         seed=context.seed,
     )
+    if hasattr(model.get_output_embeddings(), "base_layer"):
+        problem = "adapts the model's head, which GRPO cannot train"
+        raise SpecError([Problem("train.target_modules", problem, "leave the head out")])
     if context.init_adapter is not None:
         load_adapter(model, context.init_adapter)
     context.reporter.phase("data")
     stops = stop_tokens(tokenizer, base.generation_config)
     renderer = ChatRenderer(tokenizer, stops, context.thinking)
     tasks = _fitting(context, renderer, tokenizer, context.split)
+    if not tasks:
+        raise TrainingDataError(f"split {context.split!r} has no tasks")
     sampler = _sampler(context, model, tokenizer)
     try:
         newest = context.checkpoints.newest()
+        examiner = _examiner(context, renderer, tokenizer, sampler, stops)
         trainer = FlashGrpoTrainer(
             context,
             model=model,
             tokenizer=tokenizer,
-            args=_arguments(context, starts=newest is None),
+            args=_arguments(context, starts=newest is None, evaluates=examiner is not None),
             scores=TargetScores(model, path, context.reporter.log),
             sampler=sampler,
             practitioner=Practitioner(
@@ -76,7 +89,7 @@ def train(context: WorkerContext, path: HotPath) -> None:
                 count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
                 notice=_once(context.reporter.warning),
             ),
-            examiner=_examiner(context, renderer, tokenizer, sampler, stops),
+            examiner=examiner,
             watch=Watch(config, context.reporter.warning),
         )
         if newest is not None:
@@ -89,6 +102,9 @@ def train(context: WorkerContext, path: HotPath) -> None:
             trainer.train(resume_from_checkpoint=str(newest.folder / "state") if newest else None)
             if trainer.state.global_step < config.steps:
                 return
+    except Stopped:
+        trainer.keep()
+        return
     finally:
         sampler.close()
     if trainer.state.best_global_step:
@@ -97,14 +113,13 @@ def train(context: WorkerContext, path: HotPath) -> None:
             f"of step {trainer.state.best_global_step}"
         )
     context.reporter.phase("save")
-    if trainer.is_world_process_zero():
-        context.checkpoints.save_final(lambda folder: save_adapter(model, folder))
+    context.checkpoints.save_final(lambda folder: save_adapter(model, folder))
 
 
 def _sampler(context: WorkerContext, model: Any, tokenizer: Any) -> Sampler:
     config = context.config
     if config.rollout == "built-in":
-        return OwnSampler(model, tokenizer)
+        return OwnSampler(model, tokenizer, stop=context.stop)
     from flash.training.vllm import VllmSampler
 
     context.reporter.log("starting a vLLM server, which takes a minute or so")
@@ -116,6 +131,7 @@ def _sampler(context: WorkerContext, model: Any, tokenizer: Any) -> Sampler:
         workdir=context.workdir,
         max_length=config.max_length,
         python=config.vllm_python,
+        stop=context.stop,
     )
 
 
@@ -150,25 +166,37 @@ def _fitting(
     """
     Return the tasks of a split, or `most` drawn by the seed, whose opening leaves room for a turn.
 
-    Says how many do not; raises `TrainingDataError` where none does.
+    Says how many do not, and how many have no opening; raises where that is so for each.
     """
     config, tasks = context.config, list(context.environment.tasks(split))
     if most and len(tasks) > most:
         places = random.Random(context.seed).sample(range(len(tasks)), most)  # noqa: S311 - rows, no secret
         tasks = [tasks[place] for place in sorted(places)]
-    lengths = [_opening_tokens(context, renderer, tokenizer, task) for task in tasks]
+    found = [_opening_tokens(context, renderer, tokenizer, task) for task in tasks]
+    reasons = Counter(one for one in found if isinstance(one, str))
+    if reasons:
+        failed = f"{reasons.total()} of {len(tasks)} tasks of split {split!r} cannot be started"
+        failed += f": {reasons.most_common(1)[0][0]}"
+        if reasons.total() == len(tasks):
+            raise EnvironmentFault(failed, hint="test the environment with `flash env test`")
+        context.reporter.warning(f"{failed}; they are left out")
+    lengths = [one for one in found if isinstance(one, int)]
     room = config.max_length - config.max_tokens
-    fit = [task for task, length in zip(tasks, lengths, strict=True) if length <= room]
-    if not fit:
+    fit = [
+        task
+        for task, length in zip(tasks, found, strict=True)
+        if isinstance(length, int) and length <= room
+    ]
+    if lengths and not fit:
         raise TrainingDataError(
-            f"none of the {len(tasks)} prompts of split {split!r} leaves room for "
+            f"none of the {len(lengths)} prompts of split {split!r} leaves room for "
             f"{config.max_tokens} tokens in max_length = {config.max_length}; the shortest has "
-            f"{min(lengths, default=0)}",
+            f"{min(lengths)}",
             hint="raise train.max_length, or lower train.max_tokens",
         )
-    if len(fit) < len(tasks):
+    if len(fit) < len(lengths):
         context.reporter.warning(
-            f"{len(tasks) - len(fit)} of {len(tasks)} prompts of split {split!r} are left out: "
+            f"{len(lengths) - len(fit)} of {len(tasks)} prompts of split {split!r} are left out: "
             f"they leave no room for {config.max_tokens} tokens in max_length = "
             f"{config.max_length}; the longest has {max(lengths)}"
         )
@@ -177,10 +205,19 @@ def _fitting(
 
 def _opening_tokens(
     context: WorkerContext, renderer: ChatRenderer, tokenizer: Any, task: Task
-) -> int:
+) -> int | str:
+    """Return how many tokens a task's opening has, or why it has none."""
     environment = context.environment
-    text = renderer.prompt(environment.start(task), environment.tools(task))
-    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    found: list[int | str] = []
+    with guarded("start", context.config.episode_timeout_s, found.append):
+        try:
+            text = renderer.prompt(environment.start(task), environment.tools(task))
+        except TrainingDataError as error:
+            found.append(error.message)
+        else:
+            read = tokenizer(text, add_special_tokens=False, verbose=False)
+            found.append(len(read["input_ids"]))
+    return found[-1]
 
 
 def _examiner(
@@ -196,6 +233,9 @@ def _examiner(
         context.reporter.log("no held-out evaluation: the environment has no other split")
         return None
     tasks = _fitting(context, renderer, tokenizer, split, HELD_OUT_TASKS)
+    if not tasks:
+        context.reporter.log(f"no held-out evaluation: split {split!r} has no tasks")
+        return None
     context.reporter.log(f"held-out evaluation on {len(tasks)} tasks of split {split!r}")
     return Examiner(
         environment=context.environment,
@@ -218,20 +258,15 @@ def _once(tell: Any) -> Any:
     return tell_once
 
 
-def _arguments(context: WorkerContext, *, starts: bool) -> Any:
+def _arguments(context: WorkerContext, *, starts: bool, evaluates: bool) -> Any:
     """Return TRL's arguments; whatever is not here keeps TRL's default."""
     import torch
     from trl import GRPOConfig
 
     config = context.config
     cuda = torch.cuda.is_available()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if config.batch_size % processes:
-        problem = f"is {config.batch_size}, which {processes} processes cannot share evenly"
-        raise SpecError([Problem("train.batch_size", problem)])
     episodes = episodes_a_pass(config)
-    a_step = config.batch_size // processes * config.group_size // episodes
-    evaluates = any(split != context.split for split in context.environment.splits())
+    a_step = config.batch_size * config.group_size // episodes
     return GRPOConfig(
         output_dir=str(context.workdir),
         seed=context.seed,
@@ -266,6 +301,8 @@ def _arguments(context: WorkerContext, *, starts: bool) -> Any:
         # CPUs emulate bfloat16, or round what the sampler does not.
         bf16=cuda,
         gradient_checkpointing=False,
+        # The sampler has none, and a token's probability must be the same in both.
+        disable_dropout=True,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
         ignore_data_skip=True,

@@ -1,8 +1,8 @@
 """
 TRL's `GRPOTrainer` with these replaced: sampling, the step through the model, reports, checkpoints.
 
-The losses, the loop, the optimizer, clipping, several processes and the resume of all these stay
-TRL's and transformers'. A prompt that a group shares is computed once in the update as it is in
+The losses, the loop, the optimizer, clipping and the resume of all these stay TRL's and
+transformers'. A prompt that a group shares is computed once in the update as it is in
 the sampler; a group without any advantage costs no pass where the loss allows it; and updates on
 completions of the built-in sampler need no pass for old log-probabilities, since its own are kept.
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from datasets import Dataset
 from trl import GRPOTrainer
 
-from flash.api import FlashError
+from flash.api import EnvironmentFault, FlashError
 from flash.training.trainer import RunTrainer, peak_memory_gib
 from flash.training.undisturbed import undisturbed
 from flash_algorithm_grpo.practice import numbers, rollouts
@@ -48,6 +48,9 @@ _PASSES = "passes.pt"
 
 _TRL_NUMBERS = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_share"}
 _TRL_NUMBERS["cispo_clip_ratio"] = "clip_share"
+
+_OF_SAMPLING = ("rollout_s", "scoring_s", "rollout_tokens_per_s")
+"""Numbers that a further update on the same completions has not."""
 
 
 class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL ships no types
@@ -120,26 +123,19 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         step = self.state.global_step + 1
         self.context.reporter.phase("rollout")
         self._sampler.update(self.accelerator.unwrap_model(self.model))
-        prompts = self.context.config.batch_size // self.args.world_size
-        first = prompts * self.args.process_index
         with undisturbed(self._notice):
-            practice = self._practitioner.practise(
-                (step - 1) // self.num_iterations, share=slice(first, first + prompts)
-            )
-        if self.is_world_process_zero():
-            self.context.rollouts.save(step, rollouts(practice, step))
+            practice = self._practitioner.practise((step - 1) // self.num_iterations)
+        self.context.rollouts.save(step, rollouts(practice, step))
         if not practice.scored:
             self._end(practice.failure(step))
         self._numbers = numbers(practice)
         self._watch.see(self._numbers)
         self._complain(practice.failure(step) if self._numbers["unscored"] else None)
         self.context.reporter.phase("train")
-        (trained,) = self.summed(sum(sum(sample.sampled) for sample in practice.samples))
         made = passes(
             practice.groups,
             episodes=episodes_a_pass(self.context.config),
             pad=self.processing_class.pad_token_id or 0,
-            trained=trained,
             device=self.args.device,
         )
         if self.num_iterations > 1:
@@ -192,8 +188,8 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         return loss
 
     def _teaches_nothing(self, inputs: dict[str, torch.Tensor]) -> bool:
-        # Several processes must all take part in every pass.
-        return not self.beta and self.args.world_size == 1 and not inputs["advantages"].any()
+        counted = inputs["tool_mask"] if self.beta else inputs["advantages"]
+        return not counted.any()
 
     def _get_per_token_logps_and_entropies(
         self, model: Any, *_: Any, **__: Any
@@ -201,7 +197,8 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         """Return the log-probability and the entropy of each token of the pass, both (B, T)."""
         inputs = self._pass
         log_probs_BT, entropy_BT = self._log_probs(model, inputs, entropy=True)
-        self._gap.see(log_probs_BT, inputs, fresh="old_per_token_logps" not in inputs)
+        if self.state.global_step % self.num_iterations == 0:
+            self._gap.see(log_probs_BT, inputs)
         if self.use_vllm and "importance_sampling_ratio" not in inputs:
             inputs["importance_sampling_ratio"] = importance_ratio(log_probs_BT.detach(), inputs)
         return log_probs_BT, entropy_BT, None
@@ -225,21 +222,22 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         before, began_s = self._first_step
         update_s = now_s - self._step_began_s - self._practice_s
         self.save_metrics = {"reward": self._numbers["reward"]}
-        if self.is_world_process_zero():
-            self.context.reporter.metrics(
-                step,
-                total,
-                **self._numbers,
-                **self._of_trl(),
-                **self._gap.numbers(),
-                loss=logs["loss"],
-                grad_norm=logs["grad_norm"],
-                learning_rate=logs["learning_rate"],
-                update_s=update_s,
-                update_tokens_per_s=self._numbers["episode_tokens"] / update_s,
-                memory_gib=peak_memory_gib(),
-                eta_s=(now_s - began_s) / (step - before) * (total - step),
-            )
+        self.context.reporter.metrics(
+            step,
+            total,
+            **self._numbers,
+            **self._of_trl(),
+            **self._gap.numbers(),
+            loss=logs["loss"],
+            grad_norm=logs["grad_norm"],
+            learning_rate=logs["learning_rate"],
+            update_s=update_s,
+            update_tokens_per_s=self._numbers["episode_tokens"] / update_s,
+            memory_gib=peak_memory_gib(),
+            eta_s=(now_s - began_s) / (step - before) * (total - step),
+        )
+        for name in _OF_SAMPLING:
+            self._numbers.pop(name, None)
         if failure := self._watch.stop():
             self._end(failure)
 
@@ -254,10 +252,14 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         noted.clear()
         return means
 
-    def _end(self, failure: FlashError) -> None:
-        """Keep what was trained, and raise."""
+    def keep(self) -> None:
+        """Save what was trained so far, where there is anything."""
         if self.state.global_step:
             self._save_checkpoint(None, None)
+
+    def _end(self, failure: FlashError) -> NoReturn:
+        """Keep what was trained, and raise."""
+        self.keep()
         raise failure
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -265,8 +267,11 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         assert self._examiner is not None  # noqa: S101 - else nothing is evaluated
         self.context.reporter.phase("evaluate")
         self._sampler.update(self.accelerator.unwrap_model(self.model))
-        with undisturbed(self._notice):
-            found = self._examiner.examine()
+        try:
+            with undisturbed(self._notice):
+                found = self._examiner.examine()
+        except EnvironmentFault as fault:
+            self._end(fault)
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -288,9 +293,8 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         return best
 
     def _report_evaluation(self, metrics: dict[str, float], *, best: bool) -> None:
-        if self.is_world_process_zero():
-            plain = {name.removeprefix("eval_"): value for name, value in metrics.items()}
-            self.context.reporter.evaluation(self.state.global_step, **plain, best=float(best))
+        plain = {name.removeprefix("eval_"): value for name, value in metrics.items()}
+        self.context.reporter.evaluation(self.state.global_step, **plain, best=float(best))
 
     def save_state(self, folder: Path) -> None:
         """Keep the watch, and between updates on the same completions these too."""
@@ -315,12 +319,8 @@ class _Gap:
     def __init__(self) -> None:
         self._sum = self._most = self._tokens = 0.0
 
-    def see(
-        self, log_probs_BT: torch.Tensor, inputs: dict[str, torch.Tensor], *, fresh: bool
-    ) -> None:
-        """Compare a pass; not one whose weights have moved since they were sampled with."""
-        if not fresh:
-            return
+    def see(self, log_probs_BT: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        """Compare a pass through the weights that it was sampled with."""
         gaps = (log_probs_BT.detach() - inputs["sampling_per_token_logps"]).abs()
         gaps = gaps[inputs["tool_mask"].bool()]
         self._sum += float(gaps.sum())

@@ -6,7 +6,6 @@ import pytest
 import torch
 from flash_algorithm_grpo.advantages import (
     advantages,
-    is_flat,
     rewards_by_turn,
     turn_advantages,
 )
@@ -55,11 +54,9 @@ def test_an_episode_has_an_advantage_exactly_where_it_has_a_score(groups):
     ]
 
 
-def test_a_group_of_equal_scores_is_flat_and_so_is_one_of_a_single_score():
-    assert is_flat([1.0, 1.0, None, 1.0])
-    assert is_flat([None, 0.3])
-    assert is_flat([None, None])
-    assert not is_flat([0.0, 1.0])
+def test_a_group_of_equal_scores_has_no_advantage_and_neither_has_one_of_a_single_score():
+    assert advantages([[1.0, 1.0, None, 1.0]], "group") == [[0.0, 0.0, None, 0.0]]
+    assert advantages([[None, 0.3], [None, None]], "none") == [[None, 0.0], [None, None]]
     assert advantages([[0.5, 0.5, None]], "batch") == [[0.0, 0.0, None]]
 
 

@@ -59,6 +59,11 @@ def test_the_context_leaves_room_for_a_prompt():
     assert decide(card=short)["max_length"].value == 600
 
 
+def test_a_context_that_was_set_for_sft_leaves_room_for_a_prompt_too():
+    assert decide(max_length=256)["max_tokens"].value == 128
+    assert plan(max_length=256).problems == ()
+
+
 def test_the_defaults_are_the_documented_ones():
     config = config_of()
 

@@ -6,13 +6,14 @@ import math
 import random
 import shutil
 
+import attrs
 import pytest
 import torch
 from flash_algorithm_grpo.train import run
 from safetensors.torch import load_file
 
-from flash.api import EnvironmentFault, FlashError, Reward, TrainingDataError
-from flash.testing.worker import Checkpoints
+from flash.api import EnvironmentFault, FlashError, Reward, SpecError, TrainingDataError
+from flash.testing.worker import Checkpoints, Context
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +83,15 @@ def test_every_sampled_episode_is_kept_with_its_advantage(make):
     assert one.turns == 1
 
 
+def test_a_further_update_on_the_same_completions_reports_no_sampling(make):
+    context = make(settings={"num_iterations": 2, "steps": 4})
+    run(context)
+
+    for name in ("sampler_gap", "rollout_s", "scoring_s", "rollout_tokens_per_s"):
+        assert [name in one for one in context.reporter.steps] == [True, False, True, False]
+    assert all(one["sampler_gap"] < 1e-4 for one in context.reporter.steps[::2])
+
+
 @pytest.mark.parametrize("iterations", [1, 2])
 def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(make, iterations):
     settings = {"steps": 5, "num_iterations": iterations, "save_every": 2, "eval_every": 2}
@@ -103,6 +113,36 @@ def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(make, iterati
         assert [one[name] for one in resumed.reporter.steps] == [
             one[name] for one in whole.reporter.steps[3:]
         ]
+
+
+@attrs.define(kw_only=True)
+class StopsInARollout(Context):
+    """Asked to stop at the third token of the third step's rollout."""
+
+    asked: int = 0
+
+    def stop(self):
+        self.asked += len(self.reporter.steps) == 2 and self.reporter.phases[-1] == "rollout"
+        return self.asked >= 3
+
+
+def test_a_run_that_is_stopped_in_a_rollout_keeps_its_steps_and_goes_on_with_the_same_bits(make):
+    whole = make(settings={"steps": 4})
+    run(whole)
+    given = make(settings={"steps": 4})
+    stopped = StopsInARollout(**attrs.asdict(given, recurse=False))
+    run(stopped)
+    resumed = make(settings={"steps": 4}, store=stopped.checkpoints)
+    saved = [one.step for one in stopped.checkpoints.saved]
+    ended = stopped.checkpoints.final.exists()
+    run(resumed)
+
+    assert list(stopped.rollouts.by_step) == [1, 2]
+    assert saved == [2]
+    assert not ended
+    assert stopped.asked == 3
+    assert [one["step"] for one in resumed.reporter.steps] == [3, 4]
+    assert same_bits(resumed.checkpoints.final, whole.checkpoints.final)
 
 
 def test_several_turns_train_on_what_the_model_said_alone(make, world):
@@ -318,6 +358,108 @@ def test_a_scorer_that_changes_torchs_settings_changes_nothing_of_training(make,
     (warning,) = rude.reporter.warnings
     assert "changed torch's default type and gradient mode; it was put back" in warning
     assert same_bits(rude.checkpoints.final, polite.checkpoints.final)
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_iterations": 2}], ids=str)
+def test_a_group_without_any_score_is_no_trouble_to_a_penalty(make, world, settings):
+    def reward(task, episode):
+        if task.id == "train-0":
+            return Reward(None, error="down")
+        return Reward(float(len(episode.completion)))
+
+    context = make(
+        environment=world(reward=reward),
+        settings={"kl_penalty_coef": 0.1, "steps": 5, "group_size": 2, **settings},
+    )
+    run(context)
+
+    assert len(context.reporter.steps) == 5
+    assert any(0 < one["unscored"] < 1 for one in context.reporter.steps)
+
+
+def test_held_out_tasks_that_cannot_be_scored_end_the_run_and_its_work_is_kept(make, world):
+    examined = []
+
+    def reward(task, episode):
+        examined.extend([task] if task.id.startswith("eval") else [])
+        if len(examined) > 3:
+            return Reward(None, error="down")
+        return Reward(float(len(episode.completion)))
+
+    context = make(environment=world(reward=reward), settings={"eval_every": 2})
+
+    with pytest.raises(EnvironmentFault, match="none of the 3 held-out tasks could be scored"):
+        run(context)
+    assert [one.step for one in context.checkpoints.saved] == [2]
+
+
+def test_a_task_that_cannot_be_started_is_left_out_and_counted(make, world):
+    class Broken(world):
+        def start(self, task):
+            if task.id in {"train-1", "eval-2"}:
+                raise KeyError("picture")
+            return super().start(task)
+
+    context = make(environment=Broken())
+    run(context)
+
+    reason = "cannot be started: the environment's start raised KeyError: 'picture'"
+    assert context.reporter.warnings == [
+        f"1 of 5 tasks of split 'train' {reason}; they are left out",
+        f"1 of 3 tasks of split 'eval' {reason}; they are left out",
+    ]
+
+
+def test_an_environment_none_of_whose_tasks_can_be_started_is_refused(make, world):
+    class Broken(world):
+        def tools(self, task):
+            raise KeyError("tool")
+
+    with pytest.raises(EnvironmentFault, match="5 of 5 tasks of split 'train' cannot be started"):
+        run(make(environment=Broken()))
+
+
+def test_a_held_out_split_without_tasks_is_none(make, world):
+    context = make(environment=world(tasks_by_split={"train": 5, "eval": 0}))
+    run(context)
+
+    assert "no held-out evaluation: split 'eval' has no tasks" in context.reporter.logs
+    assert context.reporter.evaluations == []
+
+
+def test_an_adapter_on_the_models_head_is_refused(make):
+    with pytest.raises(SpecError, match=r"train\.target_modules: adapts the model's head"):
+        run(make(settings={"target_modules": ["q_proj", "lm_head"]}))
+
+
+def test_several_processes_are_refused(make, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    with pytest.raises(FlashError, match="GRPO trains in one process, and here are 2"):
+        run(make())
+
+
+def test_dropout_of_the_model_is_off_as_it_is_where_it_samples(make, tmp_path):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    from flash.testing.models import make_tiny_model
+
+    folder = make_tiny_model(tmp_path / "gpt2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        resid_pdrop=0.5,
+        **sizes,
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    context = make(model=folder, settings={"target_modules": ["c_attn"]})
+    run(context)
+
+    assert all(one["sampler_gap"] < 1e-4 for one in context.reporter.steps)
 
 
 def test_prompts_without_room_are_left_out_and_counted(make, world):
