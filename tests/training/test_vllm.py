@@ -19,7 +19,7 @@ from flash.errors import FlashError, ModelUnavailable, SpecError
 from flash.testing.models import make_tiny_model
 from flash.training import vllm, vllm_server, vllm_setup
 from flash.training.loading import attach_lora, load_base
-from flash.training.sampler import Completion, Prompt, Sampling
+from flash.training.sampler import Completion, Prompt, Sampling, Stopped
 from flash.training.vllm import VllmSampler
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
@@ -197,6 +197,14 @@ def test_a_token_without_a_finite_log_probability_is_an_error(sampler, shared):
     shared.trouble("nonsense")
     with pytest.raises(FlashError, match=r"3 tokens, the log-probabilities \[.*None\]"):
         list(sampler.sample([Prompt([1, 2], "a", 8)], SAMPLING))
+
+
+def test_a_run_that_is_told_to_stop_asks_for_no_more(sampler, shared, monkeypatch):
+    before = len(shared.requests_to("/v1/completions"))
+    monkeypatch.setattr(sampler, "_stop", lambda: True)
+    with pytest.raises(Stopped):
+        list(sampler.sample([Prompt([1, 2], f"{place}", 8) for place in range(1000)], SAMPLING))
+    assert len(shared.requests_to("/v1/completions")) - before < 1000
 
 
 @pytest.mark.parametrize(
