@@ -24,14 +24,18 @@ GRACE_S = 3.0
 def main(folder: Path) -> None:
     """Answer until standard input ends; then stop what runs and go."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one who asks
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)  # what the environment prints is a log, and no answer
+    with (
+        os.fdopen(os.dup(0), encoding="utf-8") as questions,
+        os.fdopen(os.dup(1), "w", encoding="utf-8") as answers,
+    ):
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the questions are not the environment's
+        os.dup2(2, 1)  # what it prints is a log, and no answer
         sys.path[:0] = [str(Path(__file__).parent), str(folder)]
-        asyncio.run(_serve(folder, answers))
+        asyncio.run(_serve(folder, questions, answers))
         os._exit(0)  # threads of the environment may never end
 
 
-async def _serve(folder: Path, answers: TextIO) -> None:
+async def _serve(folder: Path, questions: TextIO, answers: TextIO) -> None:
     from flash_faults import Fault, answer_of
     from flash_world import World
 
@@ -57,7 +61,7 @@ async def _serve(folder: Path, answers: TextIO) -> None:
         task.add_done_callback(running.discard)
 
     def listen() -> None:
-        for line in sys.stdin:
+        for line in questions:
             loop.call_soon_threadsafe(begin, json.loads(line))
         # Whoever asked is gone: code that never yields must not keep the process.
         timer = threading.Timer(GRACE_S, os._exit, [0])

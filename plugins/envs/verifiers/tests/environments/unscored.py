@@ -1,5 +1,7 @@
 """Has no reward, and one that fails."""
 
+import sys
+
 import verifiers.v1 as vf
 
 
@@ -14,6 +16,7 @@ class Plain(vf.Task[vf.TaskData, vf.State, vf.TaskConfig]):
 class Failing(Plain):
     @vf.reward
     async def judged(self, trace):
+        assert not sys.stdin.read(), "what Flash asks is not the environment's to read"
         raise RuntimeError("the judge is ill")
 
 
