@@ -22,10 +22,13 @@ from flash.time_limit import TimeUp, time_limit
 from flash.values import Reward
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from flash.contracts import Environment
     from flash.episodes import Played
+
+_CHECK_S = 0.5
+"""How long a wait for scorers lasts without a check of the caller's."""
 
 
 def score(
@@ -54,15 +57,23 @@ class Scoring:
     A call that takes longer than `timeout_s` is given up. On the caller's thread it is interrupted
     (see `time_limit`); a thread cannot be, and is left behind while another takes its place.
 
+    `check` is called every now and then while `rewards` waits, and ends that by what it raises.
+
     As a context manager it makes no more calls once it is left.
     """
 
     def __init__(
-        self, environment: Environment, *, group_size: int = 1, timeout_s: float | None = None
+        self,
+        environment: Environment,
+        *,
+        group_size: int = 1,
+        timeout_s: float | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._environment = environment
         self._group_size = group_size
         self._timeout_s = timeout_s
+        self._check = check
         self._played: dict[int, Played] = {}
         self._calls: dict[int, _Call] = {}
         self._changed = threading.Condition()
@@ -92,6 +103,7 @@ class Scoring:
                 self._add(first, [self._played[one] for one in places])
         if self._environment.max_score_concurrency == 1:
             while self._waiting:
+                self._check()
                 call = self._waiting.popleft()
                 call.make(self._environment, self._timeout_s)
                 call.result()
@@ -130,12 +142,14 @@ class Scoring:
     def _wait(self) -> None:
         with self._changed:
             while unfinished := [one for one in self._calls.values() if not one.finished]:
+                self._check()
+                now_s, wait_s = time.monotonic(), _CHECK_S
                 starts = [one.started for one in unfinished if one.started is not None]
-                if self._timeout_s is None or not starts:
-                    self._changed.wait()
-                    continue
-                self._changed.wait(max(min(starts) + self._timeout_s - time.monotonic(), 0))
-                self._give_up(time.monotonic() - self._timeout_s)
+                if self._timeout_s is not None and starts:
+                    wait_s = min(wait_s, max(min(starts) + self._timeout_s - now_s, 0))
+                self._changed.wait(wait_s)
+                if self._timeout_s is not None:
+                    self._give_up(time.monotonic() - self._timeout_s)
 
     def _give_up(self, started_before: float) -> None:
         for call in self._calls.values():

@@ -257,3 +257,29 @@ def test_leaving_makes_no_more_calls():
             thread.join(WAIT_S)
 
     assert len(environment.calls) <= 2
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_the_caller_ends_a_wait_for_scorers_by_what_its_check_raises(workers):
+    begun, over = threading.Event(), threading.Event()
+
+    def slow(said):
+        begun.set()
+        # On the caller's own thread it is the next call that is not made.
+        return Reward(float(workers == 1 or over.wait(WAIT_S)))
+
+    def check():
+        if begun.is_set():
+            raise KeyboardInterrupt
+
+    scorer = Scorer(slow, workers=workers)
+    scoring = Scoring(scorer, timeout_s=2 * WAIT_S, check=check)
+    for place, one in enumerate(played(*"ab")):
+        scoring.over(place, one)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        scoring.rewards()
+    over.set()
+
+    assert time.monotonic() - started < WAIT_S
+    assert workers > 1 or len(scorer.calls) == 1

@@ -112,6 +112,7 @@ class Practitioner:
         chat: the model that is trained, as episodes are played with it.
         count_tokens: how many tokens a text has.
         notice: gets a sentence for the user.
+        check: raises what should end a step while its scorers are waited for.
 
     """
 
@@ -122,11 +123,17 @@ class Practitioner:
     chat: ChatModel
     count_tokens: Callable[[str], int]
     notice: Callable[[str], None]
+    check: Callable[[], None] = lambda: None
 
     def practise(self, number: int) -> Practice:
         """Sample and score the groups of generation `number`, counted from 0."""
         size = self.config.group_size
-        scoring = Scoring(self.environment, group_size=size, timeout_s=self.config.score_timeout_s)
+        scoring = Scoring(
+            self.environment,
+            group_size=size,
+            timeout_s=self.config.score_timeout_s,
+            check=self.check,
+        )
         with scoring:
             started = time.monotonic()
             played = play(

@@ -88,6 +88,7 @@ def train(context: WorkerContext, path: HotPath) -> None:
                 chat=_chat(context, sampler, tokenizer, stops, config.temperature, config.top_p),
                 count_tokens=lambda text: len(tokenizer(text, add_special_tokens=False).input_ids),
                 notice=_once(context.reporter.warning),
+                check=lambda: _raise_stopped(context),
             ),
             examiner=examiner,
             watch=Watch(config, context.reporter.warning),
@@ -244,6 +245,11 @@ def _examiner(
         episode_timeout_s=context.config.episode_timeout_s,
         score_timeout_s=context.config.score_timeout_s,
     )
+
+
+def _raise_stopped(context: WorkerContext) -> None:
+    if context.stop():
+        raise Stopped
 
 
 def _once(tell: Any) -> Any:
