@@ -87,7 +87,7 @@ class Endpoint:
             sent = not isinstance(error, requests.ConnectTimeout)
             raise self._silent(billed=sent) from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            raise Trouble(f"{self._url} cannot be reached: {self._shown(str(error))}") from None
+            raise Trouble(f"{self._url} cannot be reached: {self._shown(_root(error))}") from None
         if response.status_code != _OK:
             raise self._failure(response, content)
         return self._said(content)
@@ -155,6 +155,16 @@ class Endpoint:
     def _shown(self, text: str) -> str:
         text = " ".join(text.split())
         return (text.replace(self._key, "***") if self._key else text)[:_SHOWN]
+
+
+def _root(error: BaseException) -> str:
+    """Return the operating system's word for what went wrong, where it has one."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
 
 
 def _error_text(content: bytes) -> str:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 30.0
+_CHANCE: Final = random.Random()  # noqa: S311 - spreads calls; training's own numbers stay as they are
 _TEMPLATE_TOKENS: Final = 64
 """More than a chat template puts around a message."""
 
@@ -163,7 +164,7 @@ class Judge:
 def _wait_s(attempt: int) -> float:
     """Return a wait that doubles, by chance a little longer, so that calls do not meet again."""
     wait_s = min(FIRST_WAIT_S * 2.0**attempt, LONGEST_WAIT_S)
-    return wait_s * (1 + random.random() / 4)  # noqa: S311 - spreads calls, keeps no secret
+    return wait_s * (1 + _CHANCE.random() / 4)
 
 
 def _rubric(config: JudgeConfig, folder: Path | None) -> str:
