@@ -69,7 +69,8 @@ def has_tags(text: str, names: Sequence[str]) -> bool:
 def _without_tags(text: str, names: Sequence[str]) -> str:
     for name in names:
         before, _, rest = text.partition(f"<{name}>")
-        text = before + rest.partition(f"</{name}>")[2]
+        _, closed, after = rest.partition(f"</{name}>")
+        text = before + after if closed else text
     return text
 
 

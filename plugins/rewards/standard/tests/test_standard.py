@@ -346,6 +346,12 @@ def test_a_hostile_heading_is_read_in_time_that_grows_with_its_length(make):
         assert scores(adapter, "# " + "#" * 1_000_000 + "x\n") == [0]
 
 
+def test_what_follows_a_tag_that_is_never_closed_stands_outside(make):
+    adapter = make("format", tags=["a"], only_tags=True)
+
+    assert scores(adapter, "<a>whatever", "whatever</a>", "<a>x</a>") == [0, 0, 1]
+
+
 def test_format_without_a_demand_is_a_problem():
     assert "nothing is demanded: set one of tags, only_tags" in problem("format")
     assert problem("format", only_tags=True, json=True) == "reward.format.only_tags: needs `tags`"
