@@ -16,7 +16,7 @@ space := $(empty) $(empty)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo demo-grpo test test-fast lint format docs clean
+.PHONY: help setup setup-vllm demo demo-grpo test test-fast lint format docs clean
 
 help:  ## show these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,9 @@ demo: $(STAMP)  ## train the example, evaluate before and after, print a report
 
 demo-grpo: $(STAMP)  ## the same by practice: a reward instead of answers to copy
 	@$(BIN)/python examples/demo.py examples/glossary/configs/rl.toml
+
+setup-vllm: $(STAMP)  ## make the environment of vLLM on CPU (2.3 GB), for rollout = "vllm"
+	$(BIN)/python -m flash.training.vllm_setup
 
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest

@@ -102,8 +102,8 @@ class GrpoConfig:
     )
     vllm_python: str | None = setting(
         None,
-        doc='Interpreter that has vLLM installed, for `rollout = "vllm"`; default: the worker\'s '
-        "own.",
+        doc='Interpreter that has vLLM, for `rollout = "vllm"`; default: the worker\'s own, else '
+        "the one that `python -m flash.training.vllm_setup` has made.",
         non_empty=True,
         example="/opt/vllm/bin/python",
     )

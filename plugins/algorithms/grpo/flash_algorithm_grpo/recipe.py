@@ -24,6 +24,9 @@ ROW_TOKENS = 2048
 HELD_OUT_TASKS = 64
 """Most tasks of one evaluation."""
 
+_CACHE_TOKENS = 16_384
+"""Most tokens that the sampler's cache holds, as in `flash.training.generate`."""
+
 _PROMPT_TOKENS = 512
 """Room for a prompt, where nothing says how long prompts are."""
 
@@ -161,6 +164,13 @@ def _problems(config: GrpoConfig, card: ModelCard | None, *, thinking: bool) -> 
             "penalises thinking traces, and without thinking = true there are none",
             "set thinking = true, or leave it out",
         )
+    if config.rollout == "vllm" and config.temperature != 1 and config.top_p < 1:
+        yield Problem(
+            "train.top_p",
+            f"is {config.top_p} at temperature {config.temperature}, and there vLLM's "
+            "log-probabilities are not the trainer's",
+            "leave temperature or top_p at 1",
+        )
     if config.vllm_python and config.rollout != "vllm":
         yield Problem(
             "train.vllm_python",
@@ -207,8 +217,6 @@ def _memory_parts(config: GrpoConfig, card: ModelCard) -> dict[str, float]:
         "sampling or update": max(update, sampling),
         "logits": 2 * 4 * _LOGITS_POSITIONS * card.vocabulary,
     }
+    if config.rollout == "vllm":  # measured: its own copy, a cache of 1 GiB, and its runtime
+        parts["vLLM server"] = 4 * card.parameters + 3.5 * _GIB
     return {name: round(size / _GIB, 2) for name, size in parts.items()} | {"runtime": _RUNTIME_GIB}
-
-
-_CACHE_TOKENS = 16_384
-"""Most tokens that the sampler's cache holds, as in `flash.training.generate`."""

@@ -80,6 +80,11 @@ def test_the_defaults_are_the_documented_ones():
         ({"max_tokens": 64, "max_length": 64}, "train.max_length", "no room for a prompt"),
         ({"max_length": 100_000}, "train.max_length", "reads at most"),
         ({"thinking_length_penalty_coef": 0.1}, "train.thinking_length_penalty_coef", "thinking"),
+        (
+            {"rollout": "vllm", "temperature": 0.7, "top_p": 0.9},
+            "train.top_p",
+            "vLLM's log-probabilities are not the trainer's",
+        ),
         ({"save_at_steps": (5, 5)}, "train.save_at_steps", "must increase"),
         ({"save_at_steps": (0,)}, "train.save_at_steps", "counted from 1"),
         ({"save_at_steps": (151,)}, "train.save_at_steps", "beyond the run's 150 steps"),
@@ -124,6 +129,7 @@ def test_memory_grows_with_what_is_sampled_and_its_parts_add_up():
     assert large.memory_gib > small.memory_gib
     assert sum(small.memory_parts_gib.values()) == pytest.approx(small.memory_gib, abs=0.02)
     assert plan(kl_penalty_coef=0.1).need.memory_gib > plan().need.memory_gib
+    assert plan(rollout="vllm").need.memory_parts_gib["vLLM server"] > CARD.parameters * 4 / 2**30
 
 
 def test_planning_imports_nothing_heavy():
