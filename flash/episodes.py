@@ -179,7 +179,7 @@ class _Game:
             self._messages = _messages(environment.start(task), "start")
             self._opening = len(self._messages)
             self._tools = environment.tools(task)
-            self._turns_left = environment.max_turns(task)
+            self._turns_left = int(environment.max_turns(task))
 
     @property
     def over(self) -> bool:

@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from numbers import Real
 from typing import TYPE_CHECKING, Self
 
@@ -241,6 +242,11 @@ def _checked_reward(one: object) -> Reward:
         return Reward(None, error=f"the environment scored it {one!r:.60}, which is no Reward")
     if one.score is None:
         return one if one.error else attrs.evolve(one, error="scoring failed without a reason")
+    for table, given in (("metrics", one.metrics), ("metadata", one.metadata)):
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            return Reward(
+                None, error=f"the environment's {table} are {given!r:.60}, no table of names"
+            )
     numbers: list[tuple[str, object]] = [("score", one.score), *one.metrics.items()]
     for name, number in numbers:
         if not isinstance(number, Real) or not math.isfinite(number):

@@ -254,6 +254,16 @@ def test_a_step_that_breaks_its_contract_loses_its_episode(answer, error):
     assert one.error == error
 
 
+def test_a_number_of_turns_that_is_none_loses_the_episode():
+    class Endless(Countdown):
+        def max_turns(self, task):
+            return None
+
+    (one,) = play(Endless(), tasks(1), Script())
+
+    assert one.error.startswith("the environment's start raised TypeError")
+
+
 def test_the_end_of_each_episode_is_told_as_soon_as_it_is_there():
     told = []
     model = Script(_1=["0"], _2=["1", "0"])
