@@ -20,7 +20,7 @@ from flash.context import plugin_context
 from flash.contracts import HasSuites
 from flash.discovery import describe
 from flash.episodes import split_thinking
-from flash.errors import EnvironmentFault, FlashError
+from flash.errors import EnvironmentFault, FlashError, PluginError
 from flash.plugins import boundary
 from flash.records import ENVIRONMENT_REWARD
 from flash.values import Reward
@@ -84,6 +84,10 @@ def rewarded(
         with boundary(name, "make the reward adapter"):
             context = plugin_context(home, name, known, declared=record.secrets, environment=folder)
             adapter = record.make(context, table)
+        if not callable(getattr(adapter, "score", None)):
+            made = _kind(adapter)
+            message = f"plugin {name}: made {made} as the reward adapter, which has no score()"
+            raise PluginError(message, hint="make(ctx, config) returns an object that has one")
         parts.append(Part(name, table.weight, adapter.score))
     return RewardedEnvironment(environment, own, parts)
 

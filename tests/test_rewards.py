@@ -382,3 +382,8 @@ def test_an_adapter_that_cannot_be_made_is_its_plugins_fault(tmp_path):
 
     with pytest.raises(PluginError, match="plugin band: make the reward adapter raised ImportErr"):
         compose(tmp_path, {"band": {"most": 3}}, installed=host(make))
+
+
+def test_an_adapter_that_cannot_score_is_its_plugins_fault(tmp_path):
+    with pytest.raises(PluginError, match=r"plugin band: made nothing as the .* no score\(\)"):
+        compose(tmp_path, {"band": {"most": 3}}, installed=host(lambda ctx, config: None))
