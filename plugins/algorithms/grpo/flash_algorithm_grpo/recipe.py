@@ -82,16 +82,17 @@ def plan(given: AlgorithmInput) -> AlgorithmPlan:
     )
 
 
-def episodes_a_pass(config: GrpoConfig) -> int:
+def episodes_a_pass(config: GrpoConfig, *, several_turns: bool = False) -> int:
     """
     Return how many episodes of a group one pass of the update takes.
 
     All, where they fit `ROW_TOKENS` with the prompt they share; else the most that divide the
-    group, so that every pass has as many.
+    group, so that every pass has as many. Episodes of several turns may be long behind a short
+    prompt, and then share little.
     """
     turn, length = config.max_tokens or 1, config.max_length or ROW_TOKENS
     opening = max(length - turn, 0)
-    fits = max((ROW_TOKENS - opening) // turn, 1)
+    fits = max((ROW_TOKENS // length if several_turns else (ROW_TOKENS - opening) // turn), 1)
     return max(
         n for n in range(1, config.group_size + 1) if config.group_size % n == 0 and n <= fits
     )

@@ -21,6 +21,8 @@ from flash_algorithm_grpo.recipe import HELD_OUT_TASKS, episodes_a_pass
 from flash_algorithm_grpo.watch import Watch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flash.api import Task, WorkerContext
     from flash.training.sampler import Sampler
 
@@ -73,11 +75,17 @@ def train(context: WorkerContext, path: HotPath) -> None:
     try:
         newest = context.checkpoints.newest()
         examiner = _examiner(context, renderer, tokenizer, sampler, stops)
+        episodes = episodes_a_pass(config, several_turns=_several_turns(context, tasks))
         trainer = FlashGrpoTrainer(
             context,
             model=model,
             tokenizer=tokenizer,
-            args=_arguments(context, starts=newest is None, evaluates=examiner is not None),
+            args=_arguments(
+                context,
+                episodes=episodes,
+                starts=newest is None,
+                evaluates=examiner is not None,
+            ),
             scores=TargetScores(model, path, context.reporter.log),
             sampler=sampler,
             practitioner=Practitioner(
@@ -264,14 +272,27 @@ def _once(tell: Any) -> Any:
     return tell_once
 
 
-def _arguments(context: WorkerContext, *, starts: bool, evaluates: bool) -> Any:
-    """Return TRL's arguments; whatever is not here keeps TRL's default."""
+def _several_turns(context: WorkerContext, tasks: Sequence[Task]) -> bool:
+    """Say whether an episode may have more than one turn; a task that cannot say has none."""
+    failed: list[str] = []
+    for task in tasks:
+        with guarded("max_turns", context.config.episode_timeout_s, failed.append):
+            if context.environment.max_turns(task) > 1:
+                return True
+    return False
+
+
+def _arguments(context: WorkerContext, *, episodes: int, starts: bool, evaluates: bool) -> Any:
+    """
+    Return TRL's arguments, for `episodes` a pass; whatever is not here keeps TRL's default.
+
+    `starts`: the run is at its beginning.
+    """
     import torch
     from trl import GRPOConfig
 
     config = context.config
     cuda = torch.cuda.is_available()
-    episodes = episodes_a_pass(config)
     a_step = config.batch_size * config.group_size // episodes
     return GRPOConfig(
         output_dir=str(context.workdir),

@@ -22,7 +22,7 @@ from flash.api import EnvironmentFault, FlashError
 from flash.training.trainer import RunTrainer, peak_memory_gib
 from flash.training.undisturbed import undisturbed
 from flash_algorithm_grpo.practice import numbers, rollouts
-from flash_algorithm_grpo.recipe import ROW_TOKENS, episodes_a_pass
+from flash_algorithm_grpo.recipe import ROW_TOKENS
 from flash_algorithm_grpo.tensors import (
     completion_log_probs,
     documents_of,
@@ -134,7 +134,7 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         self.context.reporter.phase("train")
         made = passes(
             practice.groups,
-            episodes=episodes_a_pass(self.context.config),
+            episodes=self.args.per_device_train_batch_size,
             pad=self.processing_class.pad_token_id or 0,
             device=self.args.device,
         )

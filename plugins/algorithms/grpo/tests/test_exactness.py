@@ -146,3 +146,16 @@ def test_an_engine_with_other_numbers_is_corrected_token_by_token(make, monkeypa
     assert torch.allclose(ratio[1:][mask[1:]], torch.tensor(0.1).exp(), atol=1e-4)
     assert torch.equal(ratio[0][mask[0]], torch.full_like(ratio[0][mask[0]], 2.0))
     assert torch.equal(ratio[~mask], torch.ones_like(ratio[~mask]))
+
+
+@pytest.mark.parametrize(("turns", "episodes"), [(1, 8), (2, 2)])
+def test_episodes_of_several_turns_are_updated_on_as_many_at_a_time_as_fit_at_full_length(
+    make, world, monkeypatch, turns, episodes
+):
+    context = make(
+        environment=world(turns=turns),
+        settings={"max_length": 1024, "max_tokens": 64, "group_size": 8, "batch_size": 1},
+    )
+    trainer = trainer_of(context, monkeypatch)
+
+    assert [len(one["prompt_ids"]) for one in trainer._practise()] == [episodes] * (8 // episodes)
