@@ -63,7 +63,7 @@ class Flash:
             self.call("cancel", run)
             raise
         if status["state"] != "done":
-            sys.exit(f"the run of seed {seed} {status['state']}: {status}")
+            sys.exit(f"the run of seed {seed} is {status['state']}: {status['error'] or ''}")
         return run
 
     def events(self, run: str, kind: str) -> list[dict[str, Any]]:
