@@ -19,6 +19,7 @@ from datasets import Dataset
 from trl import GRPOTrainer
 
 from flash.api import EnvironmentFault, FlashError
+from flash.training.sampler import Stopped
 from flash.training.trainer import RunTrainer, peak_memory_gib
 from flash.training.undisturbed import undisturbed
 from flash_algorithm_grpo.practice import numbers, rollouts
@@ -114,6 +115,8 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
             if self.state.global_step % self.num_iterations == 0 or self._passes is None:
                 self._passes = self._practise()
                 self._practice_s = time.monotonic() - self._step_began_s
+        elif self.context.stop():
+            raise Stopped
         assert self._passes is not None  # noqa: S101 - made at the first place of every step
         one: dict[str, torch.Tensor] = self._passes[place]
         return one
@@ -129,9 +132,8 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         if not practice.scored:
             self._end(practice.failure(step))
         self._numbers = numbers(practice)
-        self._watch.see(self._numbers)
         self._complain(practice.failure(step) if self._numbers["unscored"] else None)
-        self.context.reporter.phase("train")
+        self.context.reporter.phase("update")
         made = passes(
             practice.groups,
             episodes=self.args.per_device_train_batch_size,
@@ -236,6 +238,7 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
             memory_gib=peak_memory_gib(),
             eta_s=(now_s - began_s) / (step - before) * (total - step),
         )
+        self._watch.see(self._numbers)
         for name in _OF_SAMPLING:
             self._numbers.pop(name, None)
         if failure := self._watch.stop():
@@ -280,7 +283,7 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
             # A checkpoint is the best only if it beats what training started from.
             self.state.best_metric = metrics["eval_reward"]
             self._report_evaluation(metrics, best=False)
-        self.context.reporter.phase("train")
+        self.context.reporter.phase("update")
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:

@@ -116,31 +116,36 @@ def test_an_interrupted_run_ends_with_the_bits_of_one_that_was_not(make, iterati
 
 
 @attrs.define(kw_only=True)
-class StopsInARollout(Context):
-    """Asked to stop at the third token of the third step's rollout."""
+class StopsInAStep(Context):
+    """Asked to stop when it is asked the `times`-th time in that phase of the third step."""
 
+    phase: str
+    times: int
     asked: int = 0
 
     def stop(self):
-        self.asked += len(self.reporter.steps) == 2 and self.reporter.phases[-1] == "rollout"
-        return self.asked >= 3
+        self.asked += len(self.reporter.steps) == 2 and self.reporter.phases[-1] == self.phase
+        return self.asked >= self.times
 
 
-def test_a_run_that_is_stopped_in_a_rollout_keeps_its_steps_and_goes_on_with_the_same_bits(make):
+@pytest.mark.parametrize(("phase", "times"), [("rollout", 3), ("update", 1)])
+def test_a_run_that_is_stopped_in_a_step_keeps_those_before_and_goes_on_with_the_same_bits(
+    make, phase, times
+):
     whole = make(settings={"steps": 4})
     run(whole)
-    given = make(settings={"steps": 4})
-    stopped = StopsInARollout(**attrs.asdict(given, recurse=False))
+    given = attrs.asdict(make(settings={"steps": 4}), recurse=False)
+    stopped = StopsInAStep(**given, phase=phase, times=times)
     run(stopped)
     resumed = make(settings={"steps": 4}, store=stopped.checkpoints)
     saved = [one.step for one in stopped.checkpoints.saved]
     ended = stopped.checkpoints.final.exists()
     run(resumed)
 
-    assert list(stopped.rollouts.by_step) == [1, 2]
+    assert [one["step"] for one in stopped.reporter.steps] == [1, 2]
+    assert list(stopped.rollouts.by_step) == ([1, 2] if phase == "rollout" else [1, 2, 3])
     assert saved == [2]
     assert not ended
-    assert stopped.asked == 3
     assert [one["step"] for one in resumed.reporter.steps] == [3, 4]
     assert same_bits(resumed.checkpoints.final, whole.checkpoints.final)
 
@@ -275,6 +280,17 @@ def test_a_flat_reward_ends_the_run_where_that_is_asked_and_its_work_is_kept(mak
     with pytest.raises(FlashError, match="for 2 steps every group's rewards were all equal"):
         run(context)
     assert [one.step for one in context.checkpoints.saved] == [2]
+
+
+def test_flat_steps_are_counted_with_further_updates_on_the_same_completions(make, world):
+    context = make(
+        environment=world(reward=lambda *_: Reward(1.0)),
+        settings={"steps": 9, "stop_if_flat": 3, "num_iterations": 2},
+    )
+
+    with pytest.raises(FlashError, match="for 3 steps every group's rewards were all equal"):
+        run(context)
+    assert len(context.reporter.steps) == 3
 
 
 def test_a_flat_group_costs_no_pass(make, world, monkeypatch):
