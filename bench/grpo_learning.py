@@ -94,7 +94,8 @@ def learn(flash: Flash, seed: int) -> dict[str, Any]:
         "success_gain": before["difference"]["success"],
         "mean_gain": before["difference"]["mean"],
         "steps": {
-            name: [round(event[name], 4) for event in metrics]
+            # A step whose groups are all flat has no entropy: there is no pass through the model.
+            name: [None if event.get(name) is None else round(event[name], 4) for event in metrics]
             for name in ("reward", "success", "flat_groups", "completion_tokens", "entropy")
         },
         "examinations": [
