@@ -33,12 +33,14 @@ def steps_of(page):
 
 # What differs from run to run: measured numbers, how long it took, run ids, curves.
 VARYING = re.compile(
-    r"(?P<number>[0-9]+\.[0-9]+(?:e[+-][0-9]+)?|[0-9]+(?= (?:s|tokens/s)\b))"
+    r"(?P<time>(?:[0-9]+ h )?(?:[0-9]+ min )?\b[0-9]+(?:\.[0-9]+)? s\b)"
+    r"|(?P<number>[0-9]+\.[0-9]+(?:e[+-][0-9]+)?|[0-9]+(?= tokens/s\b))"
     r"|(?P<run>\b1[0-9a-hjkmnp-tv-z]{8}\b)"
     r"|(?P<curve>[▁▂▃▄▅▆▇█]+)"
     r"|(?P<anything>…)"
 )
 SHAPES = {
+    "time": r"(?:[0-9]+ h )?(?:[0-9]+ min )?[0-9]+(?:\.[0-9]+)? s",
     "number": r"[0-9]+(?:\.[0-9]+)?(?:e[+-][0-9]+)?",
     "run": r"[0-9a-hjkmnp-tv-z]{9}",
     "curve": r"[▁▂▃▄▅▆▇█]+",
@@ -105,6 +107,7 @@ def test_the_shape_of_a_transcript_tells_other_text_apart():
     page = "1aennqmxn done 24 s\n  loss 0.25 █▁ of 45 rows\n…"
 
     assert shape_of(page).fullmatch("1bfnnqmxn  done  3 s\nloss 1e-05 ▁ of 45 rows\nand more")
+    assert shape_of(page).fullmatch("1bfnnqmxn  done  1 min 3 s\nloss 0.1 ▁ of 45 rows\n")
     assert not shape_of(page).fullmatch("1bfnnqmxn failed 3 s\nloss 0.5 ▁ of 45 rows\n")
     assert not shape_of(page).fullmatch("1bfnnqmxn done 3 s\nloss 0.5 ▁ of 44 rows\n")
 
