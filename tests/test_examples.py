@@ -21,6 +21,7 @@ from flash.spec.resolve import resolve
 from flash.values import Episode
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+LEARNING = EXAMPLES.parent / "bench" / "results" / "grpo-learning.json"
 PROJECTS = sorted(path.parent.name for path in EXAMPLES.glob("*/environment.py"))
 CONFIGS = sorted(str(path.relative_to(EXAMPLES)) for path in EXAMPLES.glob("*/configs/*.toml"))
 
@@ -337,3 +338,19 @@ def test_held_out_words_of_the_glossary_are_never_trained_on():
     )
 
     assert not trained & held_out
+
+
+def test_the_record_of_what_grpo_teaches_is_of_the_config_as_it_is():
+    record = json.loads(LEARNING.read_text(encoding="utf-8"))
+    config = (EXAMPLES.parent / record["config"]).read_text(encoding="utf-8")
+
+    assert record["settings"] == tomllib.loads(config)
+    assert len({one["seed"] for one in record["seeds"]}) >= 3
+    readme = (EXAMPLES / "glossary" / "README.md").read_text(encoding="utf-8")
+    for one in record["seeds"]:
+        before, after = (f"{one[when]['success']:.1%}" for when in ("before", "after"))
+        assert f"| {one['seed']} | {before} | {after} |" in readme
+        assert one["after"]["n"] == len(rows("glossary", "eval"))
+        assert one["success_gain"]["verdict"] == "better"
+        assert one["train_s"] + one["evaluate_s"] <= 15 * 60
+        assert len(one["steps"]["success"]) == record["settings"]["train"]["steps"]
