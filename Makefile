@@ -53,8 +53,9 @@ setup-vllm: $(STAMP)  ## make the environment of vLLM on CPU (2.3 GB), for rollo
 test: $(STAMP)  ## every test
 	$(BIN)/python -m pytest
 
+# One thread a process: two processes with two threads each wait for one another.
 test-fast: $(STAMP)  ## the lane for every change: at most 90 seconds
-	$(BIN)/python -m pytest -m 'not slow' -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2
 
 lint: $(STAMP)  ## ruff (format and rules) and mypy strict
 	$(BIN)/ruff format --check $(EXISTING)

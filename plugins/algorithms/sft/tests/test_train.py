@@ -210,6 +210,7 @@ def renderer(tokenizer):
     return ChatRenderer(tokenizer, stop_tokens(tokenizer, None), thinking=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("off", ["packing", "sharing", "head", "lora"])
 def test_a_run_is_the_same_without_each_shortcut(make, off):
     fast, slow = make(held_out=[]), make(held_out=[])
