@@ -16,6 +16,7 @@ from flash.errors import FlashError, PluginError, SpecError
 from flash.fields import setting
 from flash.records import ENVIRONMENT_REWARD
 from flash.spec.layers import clean
+from flash.spec.limits import LIMIT_TABLES, BudgetTable, RetryTable
 from flash.spec.paths import dotted, suggestion, top_level
 from flash.spec.rules import (
     environment_place,
@@ -81,15 +82,6 @@ class EnvironmentTable:
 
 
 @attrs.frozen(kw_only=True)
-class BudgetTable:
-    """Limits that end a run."""
-
-    max_hours: float | None = setting(
-        None, doc="The run is cancelled after this many hours of work.", gt=0, example=2
-    )
-
-
-@attrs.frozen(kw_only=True)
 class Spec:
     """One run, resolved: every value decided, every table its plugin's own class."""
 
@@ -115,6 +107,7 @@ class Spec:
         "look like one are refused.",
     )
     budget: BudgetTable = setting(factory=BudgetTable, doc="Limits that end a run.")
+    retry: RetryTable = setting(factory=RetryTable, doc="How often a run is tried again.")
     provider: dict[str, Any] = setting(
         factory=dict,
         doc="Places to run, one table each, tried in the order of the file. None means this "
@@ -322,8 +315,10 @@ def misplaced_keys(
             hint = f'settings of an algorithm go into [train], beside algorithm = "{key}"'
         elif any(key in config_fields(record.config) for record in algorithms.values()):
             hint = f"it belongs into [train]: train.{key}"
-        elif key in config_fields(BudgetTable):
-            hint = f"it belongs into [budget]: budget.{key}"
+        elif table := next(
+            (t for t, cls in LIMIT_TABLES.items() if key in config_fields(cls)), None
+        ):
+            hint = f"it belongs into [{table}]: {table}.{key}"
         else:
             continue
         unknown.discard(key)

@@ -10,7 +10,8 @@ import attrs
 
 from flash.fields import setting_of
 from flash.plugins import PluginHost
-from flash.spec.model import BudgetTable, EnvironmentTable, Spec
+from flash.spec.limits import LIMIT_TABLES
+from flash.spec.model import EnvironmentTable, Spec
 from flash.spec.schema import default_of
 from flash.spec.strict import config_fields, is_array, is_mapping, is_union, table_class
 from flash.spec.tables import PLUGIN_TABLES, plugin_tables
@@ -40,7 +41,7 @@ looked for in the process environment, then `.env.local`, then `.env`, next to t
 working directory.
 """
 
-_TABLES: Final = ("environment", "budget", "worker_env", "train", *PLUGIN_TABLES)
+_TABLES: Final = ("environment", *LIMIT_TABLES, "worker_env", "train", *PLUGIN_TABLES)
 _WORDS: Final[Any] = types.MappingProxyType(
     {bool: "boolean", int: "integer", float: "number", str: "string", types.NoneType: ""}
 )
@@ -52,7 +53,7 @@ def configuration_page() -> str:
     fields = config_fields(Spec)
     scalars = {name: field for name, field in fields.items() if name not in _TABLES}
     parts = [HEAD, "## Top level\n", *_settings(scalars)]
-    for name, cls in (("environment", EnvironmentTable), ("budget", BudgetTable)):
+    for name, cls in (("environment", EnvironmentTable), *LIMIT_TABLES.items()):
         parts += [f"## `[{name}]`\n", f"{inspect.getdoc(cls)}\n", *_settings(config_fields(cls))]
     parts += ["## `[worker_env]`\n", f"{setting_of(fields['worker_env']).doc}\n"]
     for name, record in host.all("algorithm").items():
