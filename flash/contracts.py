@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Message,
         ModelCard,
         Need,
+        Notice,
         Offer,
         Problem,
         Reward,
@@ -264,6 +265,23 @@ class Sink(Protocol):
 
     def close(self, state: str) -> None:
         """Finish; `state` is how the attempt ended."""
+        ...
+
+
+@runtime_checkable
+class NoticeSink(Protocol):
+    """
+    Tells somebody what happens to runs. Called by the supervisor, in a thread of its own.
+
+    A worker cannot say that it died; this can.
+    """
+
+    def notify(self, notice: Notice) -> None:
+        """
+        Deliver one notice, within a few seconds; raise where that failed, and it is called again.
+
+        `RateLimited` says how long to wait. The notices of one run come in their order.
+        """
         ...
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flash.contracts import (
         EnvironmentLoader,
         ModelSource,
+        NoticeSink,
         PluginContext,
         Provider,
         RewardAdapter,
@@ -275,13 +276,30 @@ class ServingPlugin:
 
 @attrs.frozen(kw_only=True)
 class SinkPlugin:
-    """A follower of run events; `config` is the attrs class of `[sink.<name>]`."""
+    """
+    A follower of a run; `config` is the attrs class of `[sink.<name>]`.
+
+    `make(ctx, config)` returns the `Sink` that follows the events beside the training,
+    `notices(ctx, config)` the `NoticeSink` that the supervisor tells of starts and ends. A record
+    has one of the two, or both.
+    """
 
     name: str = attrs.field(validator=_name)
     summary: str = attrs.field(validator=_text)
-    make: Callable[[PluginContext, Any], Sink] = attrs.field(validator=_callable)
+    make: Callable[[PluginContext, Any], Sink] | None = attrs.field(
+        default=None, validator=validators.optional(_callable)
+    )
     config: type = attrs.field(validator=_config_class)
     secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
+    notices: Callable[[PluginContext, Any], NoticeSink] | None = attrs.field(
+        default=None, validator=validators.optional(_callable)
+    )
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse a sink that nobody would call."""
+        if self.make is None and self.notices is None:
+            msg = "a sink has `make`, `notices`, or both"
+            raise TypeError(msg)
 
 
 @attrs.frozen(kw_only=True)

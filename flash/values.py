@@ -324,6 +324,29 @@ class Event:
     data: Mapping[str, Any] = attrs.field(factory=dict)
 
 
+NoticeKind = Literal[
+    "started", "attempt_ended", "done", "failed", "cancelled", "budget_warning", "resumed"
+]
+
+
+@attrs.frozen(kw_only=True)
+class Notice:
+    """
+    Something that happened to a run, as a sink with `notices` is told of it.
+
+    Told at least once: whoever hears an `id` twice heard one thing twice. `data` has plain facts,
+    such as `attempt`, `outcome`, `error` and `hint`; a reader passes over names it does not know.
+    """
+
+    id: str
+    run: str
+    kind: NoticeKind
+    time_s: float
+    model: str
+    algorithm: str
+    data: Mapping[str, Any] = attrs.field(factory=dict)
+
+
 @attrs.frozen
 class RunInfo:
     """What a sink is told of the run it follows."""

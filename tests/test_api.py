@@ -47,6 +47,8 @@ SURFACE = [
     "NotFound",
     "NotSupported",
     "NotYet",
+    "Notice",
+    "NoticeSink",
     "Offer",
     "PluginContext",
     "PluginError",

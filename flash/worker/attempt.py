@@ -175,12 +175,15 @@ class Attempt:
         """
         Make the job's sinks, each with the secrets its record declares and no others.
 
-        One that cannot be made is left out with a warning.
+        One that cannot be made is left out with a warning; one that only takes notices is the
+        supervisor's.
         """
         made = []
         for name in self.job.sinks:
             try:
                 record = self.host.get("sink", name)
+                if record.make is None:
+                    continue
                 with boundary(name, "make the sink"):
                     context = plugin_context(self.home, name, self._declared(record.secrets))
                     made.append((name, record.make(context, self.spec.sink[name])))
