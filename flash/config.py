@@ -5,8 +5,12 @@ The user's own configuration: `config.toml` in Flash's home.
     disable = ["ray", "local@flash-provider-other"]   # a name, or name@distribution
     allow = ["local", "sft"]                           # nothing else is loaded
 
+    [budget]                                           # of every run that does not say it itself
+    max_hours = 12
+    max_usd = 20
+
 It is read strictly: an unknown key or a wrong type is an error, never ignored, because a
-misspelt deny-list would deny nothing.
+misspelt deny-list would deny nothing, and a misspelt limit would limit nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +21,15 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from flash.errors import SpecError
+from flash.fields import limit_broken, setting_of
 from flash.suggest import did_you_mean
 from flash.values import Problem
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from flash.spec.layers import Layer
 
 EVERY = "*"
 
@@ -40,16 +48,24 @@ class PluginList:
 
 @attrs.frozen
 class UserConfig:
-    """What config.toml says; without the file, nothing is disabled and everything allowed."""
+    """
+    What config.toml says; without the file, nothing is disabled and everything allowed.
 
+    `budget` is what a spec's `[budget]` is where no layer of it says otherwise; `path` the file.
+    """
+
+    path: Path
     disable: PluginList
     allow: PluginList | None
+    budget: Mapping[str, float]
 
     @classmethod
     def read(cls, path: Path) -> UserConfig:
         """Read `path`, which may not exist; raises `SpecError` with every problem in it."""
         data = _load(path)
-        problems = list(_unknown(path, "", data, {"plugins"}))
+        problems = list(_unknown(path, "", data, {"plugins", "budget"}))
+        budget, wrong = _budget(path, data.get("budget", {}))
+        problems += wrong
         plugins = data.get("plugins", {})
         if not isinstance(plugins, dict):
             problems.append(_problem(path, "plugins", "must be a table"))
@@ -64,7 +80,44 @@ class UserConfig:
             lists[key] = PluginList(tuple(names), f"{path} [plugins] {key}")
         if problems:
             raise SpecError(problems)
-        return cls(disable=lists["disable"] or PluginList((), str(path)), allow=lists["allow"])
+        return cls(
+            path=path,
+            disable=lists["disable"] or PluginList((), str(path)),
+            allow=lists["allow"],
+            budget=budget,
+        )
+
+    @property
+    def defaults(self) -> Layer:
+        """The lowest layer of every spec of this user, known by the path of the file."""
+        from flash.spec.layers import Layer  # which most verbs have no use for
+
+        data = {"budget": dict(self.budget)} if self.budget else {}
+        return Layer(str(self.path), self.path.parent, data)
+
+
+def _budget(path: Path, table: object) -> tuple[dict[str, float], list[Problem]]:
+    """Return the limits that can be read, and what is wrong with the others."""
+    if not isinstance(table, dict):
+        return {}, [_problem(path, "budget", "must be a table")]
+    if not table:
+        return {}, []
+    from flash.spec.limits import BudgetTable  # and with it all that reads a spec
+
+    fields = attrs.fields_dict(BudgetTable)
+    problems = _unknown(path, "budget.", table, set(fields))
+    kept = {}
+    for name in sorted(fields.keys() & table.keys()):
+        value = table[name]
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            wrong: str | None = "must be a number"
+        else:
+            wrong = limit_broken(setting_of(fields[name]), value)
+        if wrong:
+            problems.append(_problem(path, f"budget.{name}", wrong))
+        else:
+            kept[name] = value
+    return kept, problems
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -52,6 +52,34 @@ def test_a_plugin_is_named_by_name_or_by_distribution_too(path, listed, answer):
     assert UserConfig.read(path).disable.names_plugin("ray", "flash-provider-ray") is answer
 
 
+def test_a_budget_of_ones_own_is_a_layer_that_names_the_file(path):
+    path.write_text("[budget]\nmax_hours = 12\nmax_usd = 20.5\n")
+
+    layer = UserConfig.read(path).defaults
+
+    assert layer.label == str(path)
+    assert layer.data == {"budget": {"max_hours": 12, "max_usd": 20.5}}
+
+
+def test_without_a_budget_the_layer_is_empty(path):
+    path.write_text("[budget]\n")
+
+    assert UserConfig.read(path).defaults.data == {}
+
+
+def test_a_budget_is_read_as_strictly_as_a_specs(path):
+    path.write_text(
+        "[budget]\nmax_hour = 1\nmax_hours = 0\nmax_usd = true\nwarn_at = 80\n[plugins]\n"
+    )
+
+    assert problems(path) == [
+        'budget.max_hour: unknown key; did you mean "max_hours"?',
+        "budget.max_hours: must be greater than 0, got 0",
+        "budget.max_usd: must be a number",
+        "budget.warn_at: must be at most 1, got 80",
+    ]
+
+
 def test_every_problem_is_reported_at_once(path):
     path.write_text('plugin = 1\n[plugins]\ndisabel = ["ray"]\nallow = "ray"\n')
 
@@ -68,6 +96,9 @@ def test_every_problem_is_reported_at_once(path):
         (b"[plugins\n", "is not TOML: "),
         (b"\xff\xfe", "is not UTF-8: byte 0"),
         (b"plugins = 3\n", "plugins: must be a table"),
+        (b"budget = 3\n", "budget: must be a table"),
+        (b"[budget]\nmax_usd = nan\n", "budget.max_usd: must be a finite number, got nan"),
+        (b'[budget]\nmax_usd = "5"\n', "budget.max_usd: must be a number"),
         (b"x = " + b"9" * 5000, "is not TOML: "),
         (b"x = " + b"[" * 5000, "is not TOML: "),
     ],

@@ -64,11 +64,13 @@ def train(  # noqa: PLR0913 - one parameter an option
     wrong. Then the run is followed. It goes on without this command: Ctrl-C only stops following.
     The exit code is 0 when the run is done, 1 when it ends in any other way.
     """
+    from flash.config import UserConfig
     from flash.plan import make_plan
     from flash.spec.resolve import resolve
     from flash.spec.secrets import SecretFinder
 
-    resolved = resolve(path, overlays=overlays, sets=sets, host=app.host)
+    defaults = UserConfig.read(app.home.config).defaults
+    resolved = resolve(path, overlays=overlays, sets=sets, defaults=defaults, host=app.host)
     plan = make_plan(
         resolved,
         app.host,

@@ -25,11 +25,13 @@ HEAD: Final = """# The configuration
 One TOML file says what a run is. `model` and an environment are all it needs; every other value
 has a default, and `flash train FILE --dry-run` shows each one with the layer it comes from:
 
-    defaults < the recipe < flash.toml found upwards < FILE < --config overlays < --set a.b=value
+    defaults < the recipe < your own [budget] < flash.toml found upwards < FILE
+             < --config overlays < --set a.b=value
 
 Tables are merged deeply, anything else replaces what a lower layer says. A relative path starts
 at the file that says it, with `--set` at the working directory. `--set` reads its value as TOML,
-and bare words as a string.
+and bare words as a string. A `[budget]` in `config.toml` of Flash's home is your own: it holds for
+every run that does not say otherwise.
 
 Types are exact: an integer may stand for a number and `2.0` for the integer 2, nothing else is
 converted; NaN, infinities, dates and times are refused. Unknown keys are errors. All problems are

@@ -69,10 +69,20 @@ class Resolved:
 
 
 def resolve(
-    path: Path, *, overlays: Sequence[Path] = (), sets: Sequence[str] = (), host: PluginHost
+    path: Path,
+    *,
+    overlays: Sequence[Path] = (),
+    sets: Sequence[str] = (),
+    defaults: Layer | None = None,
+    host: PluginHost,
 ) -> Resolved:
-    """Read, merge and check; whatever the input, the answer carries problems and is returned."""
+    """
+    Read, merge and check; whatever the input, the answer carries problems and is returned.
+
+    `defaults` is the user's own layer, below all others.
+    """
     read = read_layers(path, overlays, sets)
+    below = [defaults] if defaults else []
     if read.unreadable:
         return Resolved(
             path=path,
@@ -85,7 +95,7 @@ def resolve(
         )
     classes = _table_classes(read.layers, host)
     notices: list[Problem] = []
-    layers = [_renamed(layer, classes, notices) for layer in _one_place(read.layers)]
+    layers = [_renamed(layer, classes, notices) for layer in _one_place([*below, *read.layers])]
     merged = merge(layers)
     parts = read_parts(merged.data, host)
     set_in = {dotted(keys): label for keys, label in merged.sources.items()}

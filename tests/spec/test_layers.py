@@ -2,9 +2,11 @@
 
 import os
 
+import attrs
 import pytest
 
 from flash.spec import resolve
+from flash.spec.layers import Layer
 
 MINIMAL = 'model = "org/tiny"\nenvironment.path = "."\n'
 
@@ -59,6 +61,22 @@ def test_a_config_that_is_itself_called_flash_toml_is_no_layer_below_itself(host
 
     assert resolved.sources["seed"] == "flash.toml"
     assert len(resolved.folders) == 1
+
+
+def test_the_users_own_layer_is_below_every_other_and_known_by_its_file(host, tmp_path):
+    config = tmp_path / "run.toml"
+    config.write_text(MINIMAL + "[budget]\nmax_hours = 2\n")
+    own = Layer("/home/config.toml", tmp_path, {"budget": {"max_hours": 12, "max_usd": 20}})
+
+    resolved = resolve(config, defaults=own, host=host)
+
+    budget = resolved.spec.budget
+    assert (budget.max_hours, budget.max_usd, budget.warn_at) == (2, 20, 0.8)
+    assert {name: resolved.sources[f"budget.{name}"] for name in attrs.asdict(budget)} == {
+        "max_hours": "run.toml",
+        "max_usd": "/home/config.toml",
+        "warn_at": "default",
+    }
 
 
 def test_tables_merge_deeply_and_arrays_replace(resolve_text):
