@@ -65,6 +65,7 @@ KNOWN_DISTRIBUTIONS: Final[Mapping[tuple[str, str], str]] = {
     ("reward", "regex"): "flash-reward-standard",
     ("sink", "tensorboard"): "flash-sink-tensorboard",
     ("sink", "wandb"): "flash-sink-wandb",
+    ("sink", "webhook"): "flash-sink-webhook",
 }
 """Where a name that is not installed here can be had from."""
 
