@@ -93,7 +93,10 @@ class ProviderCapabilities:
     """
     What a provider can do, readable before `make`.
 
-    `offline`: `offers` needs no network, so a dry run may ask for them.
+    `offline`: `offers` needs no network, so a dry run may ask for them. `poll_s`: how often it may be
+    asked what there is. `parallel_launches`: how many launches may be under way at once; 1 where
+    the room that one takes shows in the offers for the next. `settle_s`: for how long after a
+    launch whose answer was lost its instance may still appear in `list`.
     """
 
     logs: bool = False
@@ -103,6 +106,9 @@ class ProviderCapabilities:
     offline: bool = False
     name_length: int = 50
     launches_per_minute: int | None = None
+    poll_s: float = 5.0
+    parallel_launches: int = 8
+    settle_s: float = 120.0
 
 
 @attrs.frozen(kw_only=True)

@@ -35,7 +35,9 @@ EventType = Literal[
     "evaluation",
     "rollouts",
     "checkpoint",
+    "spend",
     "heartbeat",
+    "spend",
     "log",
     "warning",
     "error",
@@ -112,7 +114,7 @@ class Need:
 @attrs.frozen
 class Offer:
     """
-    What a provider would rent now. Prices in USD per hour; the local machine costs 0.
+    What a provider would rent now. `price_usd_hour` is of the whole of it; this machine costs 0.
 
     `memory_gib` is the memory a job may use: the accelerator's, or the machine's on CPU.
     """
@@ -316,7 +318,8 @@ class Event:
 
     `data` by type: phase `{name}`; metric `{step, total, <name>: number…}`; evaluation
     `{step, <name>: number…}`; rollouts `{step, episodes, kept}`; checkpoint `{step, final}`;
-    heartbeat `{}`; log and warning `{message}`; error `{kind, message, hint}`; done `{steps}`.
+    heartbeat `{}`; spend `{usd}`, what scoring has cost in this attempt so far; log and warning
+    `{message}`; error `{kind, message, hint}`; done `{steps}`.
     """
 
     type: EventType

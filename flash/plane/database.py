@@ -24,7 +24,7 @@ from flash.plane.lock import locked
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration, so that opening a database that has it costs no import of Alembic."""
 
 _BUSY_TIMEOUT_S = 30
@@ -67,6 +67,12 @@ runs = sa.Table(
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("updated_s", sa.Float, nullable=False),
     sa.Column("finished_s", sa.Float),
+    # Grows over all runs with every write to a run or its attempts: what is above the highest
+    # that somebody has read is what they have not seen.
+    sa.Column("change", sa.Integer, nullable=False, index=True),
+    # Attempts up to this number do not count as tries: a person had the run go on after them.
+    sa.Column("retries_from", sa.Integer, nullable=False, default=0),
+    sa.Column("budget_warned", sa.Boolean, nullable=False, default=False),
 )
 
 attempts = sa.Table(
@@ -87,8 +93,33 @@ attempts = sa.Table(
     sa.Column("exit_code", sa.Integer),
     sa.Column("detail", sa.Text),
     sa.Column("started_s", sa.Float, nullable=False),
+    # `ended_s - started_s` is how long it worked, whatever the clock did meanwhile.
     sa.Column("ended_s", sa.Float),
+    # The newest complete checkpoint when it ended.
+    sa.Column("step", sa.Integer),
+    # What was done about its end, in a sentence.
+    sa.Column("then", sa.Text),
+    # What its worker said that it spent, beside the provider's price.
+    sa.Column("reported_usd", sa.Float, nullable=False, default=0.0),
     sa.UniqueConstraint("run", "number"),
+    sqlite_autoincrement=True,
+)
+
+# What is to be told outside, written with the change that it tells of.
+notices = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), nullable=False, index=True),
+    # The run's `[sink.<name>]` that it is for.
+    sa.Column("sink", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("data", sa.JSON, nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("tries", sa.Integer, nullable=False, default=0),
+    # Not sent before; NULL once it was delivered or given up.
+    sa.Column("not_before_s", sa.Float, index=True),
+    sa.Column("delivered_s", sa.Float),
     sqlite_autoincrement=True,
 )
 

@@ -22,7 +22,7 @@ from flash.files import sync_folder
 from flash.plane import daemon
 from flash.plane.database import Database
 from flash.plane.ids import LAST, is_run_id, read_prefix
-from flash.plane.runs import Records
+from flash.plane.records import Records
 from flash.plane.secrets import RunSecrets
 from flash.plane.store import RunStore, committed, incoming_store, tail_lines, write_job
 from flash.plane.tail import EventTail
@@ -225,7 +225,7 @@ class Plane:
             said = "\n".join(tail_lines(log, 1))
             message = f"the supervisor ended with exit code {self._started.returncode}: {said}"
             raise StoreError(message, hint=f"its log: {log}")
-        unfinished = [run.id for run in self._records.unfinished()]
+        unfinished = self._records.unsettled()
         if unfinished or self._secrets.left_over(unfinished):
             started = daemon.start_supervisor(self._home, self._supervisor)
             self._started = started or self._started

@@ -16,7 +16,8 @@ from flash.plane.runs import Ending
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from flash.plane.runs import Attempt, Run, RunEvent
+    from flash.plane.machine import RunEvent
+    from flash.plane.runs import Attempt, Run
     from flash.values import Event, Instance, Outcome
 
 MAX_ATTEMPTS: Final = 3

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
     from flash.contracts import Provider
     from flash.home import FlashHome
-    from flash.plane.runs import Attempt, Records, Run
+    from flash.plane.records import Records
+    from flash.plane.runs import Attempt, Run
     from flash.plugins import PluginHost
     from flash.values import Launch
 

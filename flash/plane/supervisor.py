@@ -20,7 +20,8 @@ from flash.home import FlashHome
 from flash.plane.daemon import LOCK_VARIABLE, lock_path, log_path
 from flash.plane.database import Database
 from flash.plane.lock import try_lock
-from flash.plane.runs import FINAL, Records
+from flash.plane.machine import FINAL
+from flash.plane.records import Records
 from flash.plane.secrets import RunSecrets
 from flash.plane.store import sweep_incoming, sweep_uncommitted
 from flash.plane.supervision import WORKER, Supervision
@@ -29,7 +30,8 @@ from flash.plugins import PluginHost
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from flash.plane.runs import Run, RunState
+    from flash.plane.machine import RunState
+    from flash.plane.runs import Run
 
 POLL_S = 0.3
 # Just after a change the next one is near: a launch comes up, a worker's end is cleared away.
@@ -65,7 +67,7 @@ class Supervisor:
         self._records.with_states(self._sweep)
         idle_since_s = time.monotonic()
         while time.monotonic() - idle_since_s < self._idle_s:
-            runs = self._records.unfinished()
+            runs = [run for name in self._records.unsettled() if (run := self._records.run(name))]
             for run in runs:
                 self._step(run)
             if runs:
@@ -79,7 +81,7 @@ class Supervisor:
 
     def has_work(self) -> bool:
         """Say whether there is a run to supervise now."""
-        return bool(self._records.unfinished())
+        return bool(self._records.unsettled())
 
     def _step(self, run: Run) -> None:
         """Move one run; its trouble is its own, and is tried again later."""

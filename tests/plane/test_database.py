@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from flash.errors import StoreError
 from flash.plane import database
 from flash.plane.database import HEAD, Database, metadata
-from flash.plane.runs import Records
+from flash.plane.records import Records
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_an_up_to_date_database_opens_without_alembic(path):
 def test_processes_that_open_a_new_home_at_once_all_find_it_whole(path):
     program = (
         "from pathlib import Path; from flash.plane.database import Database\n"
-        "from flash.plane.runs import Records\n"
+        "from flash.plane.records import Records\n"
         f"print(Records(Database(Path({str(path)!r}))).owner())"
     )
     openers = [
@@ -165,7 +165,7 @@ def test_opening_a_second_time_leaves_the_first_its_locks(path):
     Database(path).close()
     program = (
         "import sys; from pathlib import Path; from flash.plane.database import Database\n"
-        "from flash.plane.runs import Records\n"
+        "from flash.plane.records import Records\n"
         f"records = Records(Database(Path({str(path)!r})))\n"
         "records.add(sys.argv[1], spec={}, caller={}, put=lambda: None, take_back=lambda: None)\n"
     )

@@ -3,8 +3,8 @@
 import itertools
 import tempfile
 from pathlib import Path
-from typing import get_args
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -18,7 +18,19 @@ from hypothesis.stateful import (
 )
 
 from flash.plane.database import Database
-from flash.plane.runs import FINAL, TRANSITIONS, Ending, Records, RunEvent, RunState
+from flash.plane.machine import (
+    ATTEMPT_EVENTS,
+    ATTEMPT_STATES,
+    ATTEMPT_TABLE,
+    FINAL,
+    RUN_EVENTS,
+    RUN_STATES,
+    TABLE,
+    changes,
+)
+from flash.plane.outbox import Outbox
+from flash.plane.records import Records
+from flash.plane.runs import Ending
 from flash.values import Offer
 
 OFFER = Offer("local", "cpu", 1.0)
@@ -30,17 +42,89 @@ OUTCOMES = {
 }
 
 
-def test_no_event_leads_out_of_a_final_state():
-    assert {state for state, _ in TRANSITIONS} == set(get_args(RunState)) - FINAL
+def test_every_pair_of_a_state_and_an_event_is_in_the_table():
+    assert set(TABLE) == set(itertools.product(RUN_STATES, RUN_EVENTS))
+    assert set(ATTEMPT_TABLE) == set(itertools.product(ATTEMPT_STATES, ATTEMPT_EVENTS))
+
+
+def test_only_a_person_leads_a_run_out_of_a_final_state():
+    leaving = {pair for pair, step in TABLE.items() if pair[0] in FINAL and step.target != pair[0]}
+
+    assert leaving == {("failed", "resume"), ("cancelled", "resume")}
+    assert not [
+        pair for pair, step in TABLE.items() if step.target == pair[0] in FINAL and step.actions
+    ]
 
 
 def test_every_state_but_the_first_is_reached():
-    assert set(TRANSITIONS.values()) == set(get_args(RunState))
+    assert {step.target for step in TABLE.values()} == set(RUN_STATES)
+    assert {step.target for step in ATTEMPT_TABLE.values()} == set(ATTEMPT_STATES)
 
 
-def test_an_event_leads_to_one_state_from_wherever_it_is_allowed():
-    for event in get_args(RunEvent):
-        assert len({to for (_, known), to in TRANSITIONS.items() if known == event}) == 1
+RUN = "0abcdefgh"
+
+
+def applied(records, event):
+    """Apply an event to the run as whoever causes it does; say whether anything changed."""
+    run = records.run(RUN)
+    attempt = next(iter(records.attempts(RUN)), None)
+    if event == "ask_cancel":
+        return records.request_cancel(RUN)
+    if event == "resume":
+        return records.resume(RUN)
+    if event == "launch":
+        return records.begin(run, "local", OFFER) is not None
+    if event == "start":
+        return attempt is not None and records.started(attempt)
+    if attempt is None:
+        return event == "fail" and records.give_up(run, "cannot", None)
+    return records.end(attempt, Ending(outcome=OUTCOMES[event], event=event)) is not None
+
+
+# A state -> the events that lead there from the first.
+WAYS = {
+    "queued": [],
+    "provisioning": ["launch"],
+    "running": ["launch", "start"],
+    "done": ["launch", "finish"],
+    "failed": ["launch", "fail"],
+    "cancelled": ["launch", "ask_cancel", "cancel"],
+}
+
+
+@pytest.mark.parametrize("state", RUN_STATES)
+@pytest.mark.parametrize("event", RUN_EVENTS)
+def test_the_records_do_what_the_table_says_of_every_pair(state, event, tmp_path):
+    records = Records(Database(tmp_path / "flash.db"), clock=itertools.count(1.0).__next__)
+    records.add(
+        RUN, spec={"sink": {"hook": {}}}, caller={}, put=lambda: None, take_back=lambda: None
+    )
+    for step in WAYS[state]:
+        applied(records, step)
+    before, told = records.run(RUN), len(Outbox(records._database).due(1e9))
+    assert before.state == state
+
+    applied(records, event)
+
+    step, after = TABLE[state, event], records.run(RUN)
+    unspoken = state == "queued" and event in {"requeue", "finish", "cancel"}  # nobody can say it
+    assert after.state == step.target or unspoken
+    if unspoken:
+        return
+    actions = set(step.actions)
+    assert (after.fence > before.fence) == ("take fence" in actions)
+    assert (after.finished_s is not None) == (after.state in FINAL)
+    assert len(Outbox(records._database).due(1e9)) - told == ("tell" in actions)
+    if "mark cancel" in actions:
+        assert after.cancel_requested
+    if "clear end" in actions:
+        assert not after.cancel_requested
+    if not changes(state, event):
+        assert (after.state, after.fence, after.updated_s) == (
+            before.state,
+            before.fence,
+            before.updated_s,
+        )
 
 
 class RecordsAgainstTheTable(RuleBasedStateMachine):
@@ -66,7 +150,7 @@ class RecordsAgainstTheTable(RuleBasedStateMachine):
         self.asked = False
 
     def move(self, event):
-        self.state = TRANSITIONS[self.state, event]
+        self.state = TABLE[self.state, event].target
 
     @rule(target=attempts)
     def launch(self):
@@ -106,10 +190,16 @@ class RecordsAgainstTheTable(RuleBasedStateMachine):
     def cancel(self):
         self.records.request_cancel("0abcdefgh")
 
-        if self.state == "queued":
-            self.move("cancel")
-        elif self.state not in FINAL:
-            self.asked = True
+        self.asked = self.asked or self.state not in {*FINAL, "queued"}
+        self.move("ask_cancel")
+
+    @rule()
+    def resume(self):
+        moved = self.records.resume(RUN)
+
+        assert moved == (self.state in {"failed", "cancelled"})
+        self.asked = self.asked and not moved
+        self.move("resume")
 
     @rule()
     def give_up(self):
@@ -183,4 +273,4 @@ def test_who_came_first_is_served_first(tmp_path):
     for run in ("0bbbbbbbb", "0aaaaaaaa", "0cccccccc"):
         records.add(run, spec={}, caller={}, put=lambda: None, take_back=lambda: None)
 
-    assert [run.id for run in records.unfinished()] == ["0aaaaaaaa", "0bbbbbbbb", "0cccccccc"]
+    assert records.unsettled() == ["0aaaaaaaa", "0bbbbbbbb", "0cccccccc"]

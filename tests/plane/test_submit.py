@@ -133,7 +133,7 @@ def test_a_submit_that_was_killed_leaves_nothing_after_the_next_supervisor(fresh
         "from pathlib import Path\n"
         "from flash.home import FlashHome\n"
         "from flash.plane.database import Database\n"
-        "from flash.plane.runs import Records\n"
+        "from flash.plane.records import Records\n"
         "from flash.plane.secrets import RunSecrets\n"
         "from flash.plane.store import incoming_store, write_job\n"
         "home = FlashHome.from_environment()\n"

@@ -12,7 +12,7 @@ from flash.home import FlashHome
 from flash.plane import daemon
 from flash.plane.database import Database
 from flash.plane.policy import MAX_ATTEMPTS
-from flash.plane.runs import Records
+from flash.plane.records import Records
 from flash.plane.supervision import Supervision
 from flash.records import ProviderPlugin
 from flash.testing.host import make_host

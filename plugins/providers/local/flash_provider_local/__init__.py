@@ -26,6 +26,13 @@ def flash_register_providers() -> list[ProviderPlugin]:
             summary="This machine: its CPU, or one of its NVIDIA GPUs.",
             make=_make,
             config=LocalConfig,
-            capabilities=ProviderCapabilities(exit_codes=True, prices=True, offline=True),
+            capabilities=ProviderCapabilities(
+                exit_codes=True,
+                prices=True,
+                offline=True,
+                poll_s=0.25,
+                parallel_launches=1,
+                settle_s=0.0,
+            ),
         )
     ]
