@@ -252,6 +252,20 @@ class RewardAdapter(Protocol):
 
 
 @runtime_checkable
+class HasCosts(Protocol):
+    """What a `RewardAdapter` has beside its contract whose scores cost money."""
+
+    def spent_usd(self) -> float:
+        """
+        Return what it has spent since it was made; asked from any thread, every few seconds.
+
+        What is not settled yet counts with the most it can cost: a run is stopped at its budget,
+        and a worker that is killed settles nothing.
+        """
+        ...
+
+
+@runtime_checkable
 class Sink(Protocol):
     """Follows one run's events. Runs behind a queue of its own; may be slow, may fail."""
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from flash.context import plugin_context
-from flash.contracts import HasSuites
+from flash.contracts import HasCosts, HasSuites
 from flash.discovery import describe
 from flash.episodes import split_thinking
 from flash.errors import EnvironmentFault, FlashError, PluginError
@@ -39,11 +39,12 @@ CONCURRENCY: Final = 32
 
 @attrs.frozen
 class Part:
-    """One summand: `score` answers as `RewardAdapter.score` does."""
+    """One summand: `score` answers as `RewardAdapter.score` does; `costs` is who says its cost."""
 
     name: str
     weight: float
     score: Callable[[Task, Sequence[Episode]], Sequence[Reward | None]]
+    costs: HasCosts | None = None
 
 
 def adapters_of(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,7 +89,8 @@ def rewarded(
             made = _kind(adapter)
             message = f"plugin {name}: made {made} as the reward adapter, which has no score()"
             raise PluginError(message, hint="make(ctx, config) returns an object that has one")
-        parts.append(Part(name, table.weight, adapter.score))
+        costs = adapter if isinstance(adapter, HasCosts) else None
+        parts.append(Part(name, table.weight, adapter.score, costs))
     return RewardedEnvironment(environment, own, parts)
 
 
@@ -118,6 +120,15 @@ class RewardedEnvironment:
         self.tools = environment.tools
         if isinstance(environment, HasSuites):  # which have graders of their own
             self.suites = environment.suites
+
+    def spent_usd(self) -> float:
+        """Return what the adapters have spent; raises `PluginError` where one cannot say."""
+        total = 0.0
+        for part in self._parts:
+            if part.costs is not None:
+                with boundary(part.name, "spent_usd"):
+                    total += _spent(part.costs.spent_usd())
+        return total
 
     def score(self, task: Task, episodes: Sequence[Episode]) -> list[Reward]:
         """Return one `Reward` an episode, in order."""
@@ -219,6 +230,14 @@ def _metrics(given: Any) -> tuple[dict[str, float], str | None]:
     ]
     kept = {name: value for name, value in metrics.items() if value is not None}
     return kept, wrong[0] if wrong else None
+
+
+def _spent(answer: object) -> float:
+    usd = _number(answer)
+    if usd is None or usd < 0:
+        message = f"must be a number from 0 on, got {answer!r:.80}"
+        raise ValueError(message)
+    return usd
 
 
 def _number(value: Any) -> float | None:

@@ -31,6 +31,7 @@ SURFACE = [
     "Event",
     "FlashError",
     "HasAdapters",
+    "HasCosts",
     "HasSuites",
     "Instance",
     "Launch",

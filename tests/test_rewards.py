@@ -271,6 +271,33 @@ def test_everything_but_the_score_is_the_environments():
     assert not isinstance(composed, HasSuites)
 
 
+class Paid:
+    """An adapter that says what it costs."""
+
+    def __init__(self, usd):
+        self.usd = usd
+
+    def spent_usd(self):
+        if isinstance(self.usd, Exception):
+            raise self.usd
+        return self.usd
+
+
+def test_what_scoring_costs_is_what_its_adapters_say():
+    parts = [part("free"), *(Part(f"p{usd}", 1.0, list, Paid(usd)) for usd in (0.25, 0.5))]
+
+    assert RewardedEnvironment(Asking(), None, parts).spent_usd() == 0.75
+    assert RewardedEnvironment(Asking(), None, parts[:1]).spent_usd() == 0.0
+
+
+@pytest.mark.parametrize("said", [None, "much", -1.0, math.nan, math.inf, ValueError("no idea")])
+def test_an_adapter_that_cannot_say_what_it_cost_is_named(said):
+    composed = RewardedEnvironment(Asking(), None, [Part("dear", 1.0, list, Paid(said))])
+
+    with pytest.raises(PluginError, match="plugin dear: spent_usd raised ValueError: "):
+        composed.spent_usd()
+
+
 def test_suites_have_graders_of_their_own():
     class WithSuites(Asking):
         def suites(self):

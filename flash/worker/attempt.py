@@ -23,7 +23,7 @@ from flash.context import plugin_context
 from flash.environments import snapshot
 from flash.errors import FlashError, PluginError, StoreError
 from flash.files import write_atomic
-from flash.job import Job
+from flash.job import Job, read_job
 from flash.plugins import PluginHost, boundary
 from flash.spec.model import spec_from_dict
 from flash.spec.secrets import Redactor
@@ -33,6 +33,7 @@ from flash.worker.loading import load_environment, open_model
 from flash.worker.reporter import EventReporter
 from flash.worker.rollouts import RolloutStore
 from flash.worker.sinks import SinkFanout
+from flash.worker.spending import spending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -84,8 +85,10 @@ def run_attempt(store: Path, number: int, secrets: Mapping[str, str], home: Flas
     reporter: EventReporter | None = None
     code = EXIT_CRASH
     try:
-        reporter = EventReporter(folder / "events.jsonl", mask=mask, listen=fanout.emit)
-        job = Job.from_dict(json.loads((store / "job.json").read_bytes()))
+        reporter = EventReporter(
+            folder / "events.jsonl", attempt=number, mask=mask, listen=fanout.emit
+        )
+        job = Job.from_dict(read_job(store / "job.json"))
         host = PluginHost.default(home)
         attempt = Attempt(
             number=number,
@@ -233,7 +236,8 @@ class Attempt:
                 rollouts=self.rollouts,
                 stop=self.stop,
             )
-            _entry(self.job.algorithm)(context)
+            with spending(environment, self.reporter):
+                _entry(self.job.algorithm)(context)
 
     def _environment(self) -> Environment:
         submitted = self.store / "environment"

@@ -22,6 +22,11 @@ class Budget:
         self._usd = 0.0
         self._lock = threading.Lock()
 
+    def spent_usd(self) -> float:
+        """Return what was spent, a call that is open at the most it can cost."""
+        with self._lock:
+            return max(0.0, self._usd)
+
     def reserve(self, usd: float) -> None:
         """Take one call of at most this price; raises `FlashError` where it is not there."""
         with self._lock:

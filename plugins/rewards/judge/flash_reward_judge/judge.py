@@ -62,6 +62,10 @@ class Judge:
         self._budget = Budget(config.max_calls, config.max_usd)
         self._pool = ThreadPoolExecutor(config.concurrency, "flash-judge")
 
+    def spent_usd(self) -> float:
+        """Return what its calls have cost, at the two prices; an open one at the most it can."""
+        return self._budget.spent_usd()
+
     def score(self, task: Task, episodes: Sequence[Episode]) -> list[Reward | None]:
         """Return the grade of each, divided by the scale; equal episodes are graded once."""
         config = self._config

@@ -18,7 +18,7 @@ from flash_reward_judge.prompt import messages_for, read_grade
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flash.api import EnvironmentFault, Episode, RewardAdapter, SpecError, Task
+from flash.api import EnvironmentFault, Episode, HasCosts, RewardAdapter, SpecError, Task
 from flash.context import plugin_context
 from flash.home import FlashHome
 from flash.plugins import PluginHost
@@ -652,6 +652,48 @@ def test_calls_side_by_side_do_not_overspend(judge, server):
     adapter.score(TASK, [episode(f"city {n}") for n in range(16)])
 
     assert 4 <= len(server.requests) <= 0.1 / 0.016
+
+
+def test_what_was_spent_is_what_the_endpoint_counted_at_the_prices(judge, server):
+    usage = {"prompt_tokens": 600, "completion_tokens": 100}
+    server.answer = lambda body, count: (200, {}, reply('{"grade": 10}', usage=usage))
+    adapter = judge(usd_per_million_input=10.0, usd_per_million_output=100.0)
+
+    assert isinstance(adapter, HasCosts)
+    assert adapter.spent_usd() == 0.0
+    adapter.score(TASK, [episode(f"city {n}") for n in range(5)])
+    adapter.score(TASK, [episode("city 0")])  # kept from before, and free
+
+    assert adapter.spent_usd() == pytest.approx(5 * 0.016)
+
+
+def test_a_call_that_is_open_counts_with_the_most_it_can_cost(judge, server):
+    asked, told = threading.Event(), threading.Event()
+
+    def answer(body, count):
+        asked.set()
+        assert told.wait(10)
+        return 200, {}, reply('{"grade": 1}', usage={"prompt_tokens": 1, "completion_tokens": 1})
+
+    server.answer = answer
+    adapter = judge(usd_per_million_output=1000.0, max_tokens=400)
+    with ThreadPoolExecutor(1) as pool:
+        scoring = pool.submit(adapter.score, TASK, [episode("Paris")])
+        assert asked.wait(10)
+        assert adapter.spent_usd() == pytest.approx(0.4)
+        told.set()
+        scoring.result()
+
+    assert adapter.spent_usd() == pytest.approx(0.001)
+
+
+def test_a_call_that_was_refused_costs_nothing(judge, server):
+    server.answer = lambda body, count: (400, {}, b"{}")
+    adapter = judge(usd_per_million_output=1000.0)
+
+    assert only(adapter).score is None
+
+    assert adapter.spent_usd() == 0.0
 
 
 # Settings
