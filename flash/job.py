@@ -1,7 +1,13 @@
-"""The job: the frozen manifest that a worker executes, `job.json` in the run's store."""
+"""
+The job: the frozen manifest that a worker executes, `job.json` in the run's store.
+
+It carries a digest of itself, so that a file that was edited after the submit is told from the one
+that was planned, checked and recorded: it is refused, by the supervisor and by the worker.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,15 +15,19 @@ import attrs
 
 from flash import __version__
 from flash.errors import StoreError
+from flash.files import store_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from flash.plan import Plan
     from flash.plugins import PluginHost
     from flash.warm_start import Adapter
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+_DIGEST: Final = "digest"
+_BEFORE_DIGESTS: Final = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -67,7 +77,9 @@ class Job:
 
     def to_json(self) -> bytes:
         """Return the file's content: the same bytes for the same job."""
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        data = self.to_dict()
+        whole = {**data, _DIGEST: _digest(data)}
+        text = json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False)
         return f"{text}\n".encode()
 
     @classmethod
@@ -81,20 +93,54 @@ class Job:
         from flash.spec.layers import clean
         from flash.spec.strict import Reader
 
-        number = data.get("format") if isinstance(data, dict) else None
-        if isinstance(number, int) and number > FORMAT:
-            raise StoreError(
-                f"the job was written by a newer Flash ({data.get('flash')}) in format {number}; "
-                f"this one reads format {FORMAT}",
-                hint="upgrade flash-core here",
-            )
-        cleaned, unfit = clean(data)
+        _refuse_newer(data)
+        given = {k: v for k, v in data.items() if k != _DIGEST} if isinstance(data, dict) else data
+        cleaned, unfit = clean(given)
         job, problems = Reader().read(cls, cleaned, ())
         if problems or unfit:
             listed = "; ".join(map(str, [*unfit, *problems]))
             raise StoreError(f"job.json is damaged: {listed}", hint="submit the run again")
         result: Job = job
         return result
+
+
+def read_job(path: Path) -> dict[str, Any]:
+    """
+    Return the manifest as plain data, which `Job.from_dict` reads.
+
+    Raises `StoreError` where the file is gone, damaged, of a newer Flash, or not as it was
+    submitted.
+    """
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError as error:
+        raise store_error("read", path, error) from error
+    except (ValueError, RecursionError) as error:
+        message = f"{path} is damaged: {error}"
+        raise StoreError(message, hint="submit the run again") from error
+    if not isinstance(manifest, dict):
+        raise StoreError(f"{path} is damaged: it is no job", hint="submit the run again")
+    _refuse_newer(manifest)
+    named = manifest.pop(_DIGEST, None)
+    if named != _digest(manifest) and manifest.get("format") != _BEFORE_DIGESTS:
+        message = f"{path} is not what was submitted: it was changed afterwards"
+        raise StoreError(message, hint="change the TOML instead, and submit it as a new run")
+    return manifest
+
+
+def _refuse_newer(data: object) -> None:
+    number = data.get("format") if isinstance(data, dict) else None
+    if isinstance(data, dict) and isinstance(number, int) and number > FORMAT:
+        raise StoreError(
+            f"the job was written by a newer Flash ({data.get('flash')}) in format {number}; "
+            f"this one reads format {FORMAT}",
+            hint="upgrade flash-core here",
+        )
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    content = json.dumps(data, sort_keys=True, separators=(",", ":")).encode()
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def make_job(plan: Plan, host: PluginHost, *, run: str, digest: str) -> Job:

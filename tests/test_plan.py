@@ -32,7 +32,7 @@ from flash.dry_run import JSON_KEYS, dry_run_json, dry_run_rows
 from flash.environments import folder_digest
 from flash.errors import SpecError, StoreError, UsageError
 from flash.home import FlashHome
-from flash.job import Job, make_job
+from flash.job import Job, make_job, read_job
 from flash.plan import make_plan
 from flash.spec import resolve, spec_from_dict
 from flash.testing.host import make_host
@@ -796,12 +796,48 @@ class TestJobs:
         data = json.loads(self.job(setup)[0].to_json())
 
         with pytest.raises(StoreError, match="written by a newer Flash") as newer:
-            Job.from_dict(data | {"format": 2, "flash": "9.9", "whatever": 1})
+            Job.from_dict(data | {"format": 3, "flash": "9.9", "whatever": 1})
         with pytest.raises(StoreError, match="whatever: unknown key"):
             Job.from_dict(data | {"whatever": 1})
         with pytest.raises(StoreError, match="run: required"):
             Job.from_dict({key: value for key, value in data.items() if key != "run"})
         assert "9.9" in str(newer.value)
+
+    @pytest.mark.parametrize(
+        "edit",
+        [
+            lambda data: data["spec"].update(seed=4),
+            lambda data: data.update(algorithm="mine:run"),
+            lambda data: data.pop("digest"),
+            lambda data: data.update(digest=3),
+        ],
+    )
+    def test_a_file_that_was_edited_by_hand_is_refused(self, setup, tmp_path, edit):
+        path = tmp_path / "job.json"
+        path.write_bytes(self.job(setup)[0].to_json())
+        assert Job.from_dict(read_job(path)) == self.job(setup)[0]
+        data = json.loads(path.read_text())
+        edit(data)
+        path.write_text(json.dumps(data))
+
+        with pytest.raises(StoreError, match="not what was submitted") as raised:
+            read_job(path)
+
+        assert "change the TOML instead" in raised.value.hint
+
+    @pytest.mark.parametrize("content", ["", "{", "[]", "[" * 100_000, "\0"])
+    def test_a_file_that_is_no_job_is_a_sentence(self, tmp_path, content):
+        (tmp_path / "job.json").write_text(content)
+
+        with pytest.raises(StoreError, match=r"job\.json is damaged"):
+            read_job(tmp_path / "job.json")
+
+    def test_a_job_of_before_digests_is_read(self, setup, tmp_path):
+        data = json.loads(self.job(setup)[0].to_json()) | {"format": 1}
+        del data["digest"]
+        (tmp_path / "job.json").write_text(json.dumps(data))
+
+        assert read_job(tmp_path / "job.json") == data
 
     def test_a_plan_with_errors_makes_no_job(self, setup):
         with pytest.raises(SpecError):

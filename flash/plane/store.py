@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 from pathlib import Path
@@ -27,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from flash.errors import StoreError
 from flash.files import store_error, sync_file, sync_folder, write_atomic
+from flash.job import read_job
 from flash.plane.ids import is_run_id
 from flash.worker.reporter import read_event
 
@@ -50,16 +49,8 @@ class RunStore:
     path: Path
 
     def job(self) -> dict[str, Any]:
-        """Return the manifest; `StoreError` where it is gone or cannot be read."""
-        path = self.path / "job.json"
-        try:
-            manifest: dict[str, Any] = json.loads(path.read_bytes())
-        except OSError as error:
-            raise store_error("read", path, error) from error
-        except ValueError as error:
-            message = f"{path} is damaged: {error}"
-            raise StoreError(message, hint="submit the run again") from error
-        return manifest
+        """Return the manifest; `StoreError` where it is gone, damaged, or was changed."""
+        return read_job(self.path / "job.json")
 
     def attempt(self, number: int) -> Path:
         """Return the folder of an attempt; it may not exist yet."""

@@ -37,7 +37,7 @@ from flash.errors import FlashError, StoreError
 from flash.files import store_error, write_atomic
 from flash.values import Rollout
 from flash.worker.checkpoints import MANIFEST
-from flash.worker.reporter import plain
+from flash.worker.reporter import cut_text, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -293,7 +293,7 @@ def _cut(value: Any, characters: int) -> Any:
     """Return plain data with what is too long left out of its middle."""
     items = characters // _CHARACTERS_PER_ITEM
     if isinstance(value, str):
-        return _cut_text(value, characters)
+        return cut_text(value, characters)
     if isinstance(value, list):
         left_out = len(value) - items
         if left_out > 1:
@@ -305,13 +305,3 @@ def _cut(value: Any, characters: int) -> Any:
         kept = itertools.islice(value.items(), items)
         return {_cut(key, characters): _cut(item, characters) for key, item in kept}
     return value
-
-
-def _cut_text(text: str, characters: int) -> str:
-    left_out = len(text) - characters
-    mark = f"…[{left_out} characters left out]…"
-    # A mark longer than what it stands for would help nobody.
-    if left_out <= len(mark):
-        return text
-    last = characters // 2
-    return f"{text[: characters - last]}{mark}{text[len(text) - last :]}"

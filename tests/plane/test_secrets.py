@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 
+import attrs
 import psutil
 import pytest
 
+from flash.job import Job, read_job
 from flash.plane import daemon
 
 CANARY = "kanarienvogel-0815"
@@ -99,8 +101,8 @@ def test_values_that_are_gone_fail_the_run_with_the_way_out(bench):
     bench.wait(run, lambda run: run.waiting is not None)
     (bench.home.root / "secrets" / f"{run}.json").unlink()
     store = bench.plane.store(run)
-    manifest = (store / "job.json").read_text()
-    (store / "job.json").write_text(manifest.replace("1000000.0", "0.0"))
+    job = Job.from_dict(read_job(store / "job.json"))
+    (store / "job.json").write_bytes(attrs.evolve(job, memory_gib=0.0).to_json())
 
     ended = bench.wait(run)
 
