@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from flash.errors import UsageError
+from flash.fields import limit_broken, setting_of
+from flash.spec.limits import BudgetTable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from flash.plane.runs import Attempt
-    from flash.spec.limits import BudgetTable
 
     Budget = BudgetTable | Mapping[str, Any]
 
@@ -50,7 +53,7 @@ def spent(attempts: Iterable[Attempt], *, live_s: float) -> Spent:
         worked = max(0.0, worked_s) / 3600
         hours += worked
         usd += worked * float(attempt.offer.get("price_usd_hour") or 0.0)
-        reported += attempt.reported_usd or 0.0
+        reported += attempt.reported_usd
     return Spent(hours, usd + reported, reported)
 
 
@@ -84,6 +87,31 @@ def of_limit(spent: Spent, budget: Budget, limit: str) -> str:
         return f"{most:g} hours: it worked {_amount(spent.hours)}"
     reported = f", {_amount(spent.reported_usd)} of them for rewards" if spent.reported_usd else ""
     return f"{most:g} USD: it cost {_amount(spent.usd)}{reported}"
+
+
+def raised(
+    budget: Mapping[str, Any], spent: Spent, changes: Mapping[str, float | None]
+) -> dict[str, float]:
+    """
+    Return those of `changes` that are not None: what a resumed run's `[budget]` gets.
+
+    Raises `UsageError` for a limit that is none, and where the run would be at a limit at once.
+    """
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    for name, value in wanted.items():
+        wrong = limit_broken(setting_of(attrs.fields_dict(BudgetTable)[name]), value)
+        if wrong:
+            raise UsageError(f"{_option(name)} {wrong}")
+    after = {**budget, **wanted}
+    used, limit = share(spent, after)
+    if used >= 1:
+        message = f"the run is at its budget of {of_limit(spent, after, limit)}"
+        raise UsageError(message, hint=f"give it more: {_option(limit)} sets another limit")
+    return wanted
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _amount(value: float) -> str:

@@ -4,13 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from flash.cost import Spent, nearly_over, over, share, spent
+from flash.cost import Spent, nearly_over, over, raised, share, spent
+from flash.errors import UsageError
 from flash.spec.limits import BudgetTable
 
 HOUR = 3600.0
 
 
-def attempt(hours, *, price=0.0, count=1, reported=None):
+def attempt(hours, *, price=0.0, count=1, reported=0.0):
     """Return an attempt as the database has it; without `hours`, one that lives."""
     return SimpleNamespace(
         offer={"price_usd_hour": price, "count": count},
@@ -91,3 +92,29 @@ def test_the_warning_comes_at_its_share_of_a_limit():
 def test_a_spec_from_before_there_was_a_warning_has_the_usual_one():
     assert nearly_over(Spent(hours=0.79), {"max_hours": 1.0}) is None
     assert nearly_over(Spent(hours=0.8), {"max_hours": 1.0}) is not None
+
+
+def test_a_run_at_its_budget_goes_on_with_a_higher_one():
+    used = Spent(hours=2.1, usd=3.0)
+
+    assert raised({"max_hours": 2.0}, used, {"max_hours": 4.0, "max_usd": None}) == {
+        "max_hours": 4.0
+    }
+    assert raised({"max_hours": 4.0}, used, {"max_hours": None}) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "the run is at its budget of 2 hours: it worked 2.10"),
+        ({"max_hours": 2.1}, "the run is at its budget of 2.1 hours: it worked 2.10"),
+        ({"max_hours": 9.0, "max_usd": 1.5}, "the run is at its budget of 1.5 USD: it cost 3.00"),
+        ({"max_usd": 0.0}, "--max-usd must be greater than 0, got 0.0"),
+        ({"max_hours": float("nan")}, "--max-hours must be a finite number, got nan"),
+    ],
+)
+def test_a_budget_that_would_end_it_at_once_is_refused(changes, words):
+    with pytest.raises(UsageError) as caught:
+        raised({"max_hours": 2.0}, Spent(hours=2.1, usd=3.0), changes)
+
+    assert caught.value.message == words
