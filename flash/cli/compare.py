@@ -11,7 +11,7 @@ import click
 from flash.cli.app import App, pass_app
 from flash.cli.evaluation_view import show_difference
 from flash.cli.output import note, out, print_json, table, warn
-from flash.cli.progress import sparkline
+from flash.cli.progress import sparkline, thin
 from flash.errors import UsageError
 
 if TYPE_CHECKING:
@@ -118,25 +118,26 @@ def _side(plane: Plane, text: str) -> _Side:
     run = plane.find(reference).id
     if checkpoint:
         plane.adapter(text)  # raises where there is no such step
-    events = [event for _, event in plane.events(run)]
     return _Side(
         run=run,
         step=int(checkpoint) if checkpoint else None,
         job=RunStore(plane.store(run)).job(),
-        metrics=_curves(events, "metric"),
-        held_out=_curves(events, "evaluation"),
+        metrics=_curves(plane.events(run), "metric"),
+        held_out=_curves(plane.events(run), "evaluation"),
     )
 
 
-def _curves(events: Iterable[Event], kind: str) -> dict[str, Curve]:
+def _curves(events: Iterable[tuple[int, Event]], kind: str) -> dict[str, Curve]:
     """Return the numbers of events by name and step; what a later attempt repeats counts."""
     curves: dict[str, Curve] = {}
-    for event in events:
+    for _, event in events:
         if event.type != kind:
             continue
         for name, value in event.data.items():
             if name not in _NOT_CURVES and isinstance(value, int | float) and math.isfinite(value):
-                curves.setdefault(name, {})[event.data["step"]] = value
+                curve = curves.setdefault(name, {})
+                curve[event.data["step"]] = value
+                thin(curve)
     return curves
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flash.cli import output
 from flash.cli.progress import Progress, duration, held_out_line, metric_line, sparkline
+from flash.plane.tail import LogTail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -211,29 +212,20 @@ class Log:
         self._plane = plane
         self._run = run
         self._attempt = 0
-        self._offset = 0
+        self._tail: LogTail | None = None
 
     def show(self, update: Update) -> None:
         """Print what was written since."""
         for attempt in update.attempts:
             if attempt.number > self._attempt:
                 self._print_rest()
-                self._attempt, self._offset = attempt.number, 0
+                self._attempt = attempt.number
+                self._tail = LogTail(self._plane.log(self._run, attempt.number))
                 if attempt.number > 1:
                     output.note(f"attempt {attempt.number}")
         self._print_rest(to_the_end=update.run.final)
 
     def _print_rest(self, *, to_the_end: bool = True) -> None:
         """Print whole lines, and to the end also a last one that has no end."""
-        if not self._attempt:
-            return
-        path = self._plane.log(self._run, self._attempt)
-        if not path.exists():
-            return
-        with path.open("rb") as file:
-            file.seek(self._offset)
-            content = file.read()
-        end = len(content) if to_the_end else content.rfind(b"\n") + 1
-        self._offset += end
-        for line in content[:end].decode("utf-8", "replace").splitlines():
+        for line in self._tail.read(to_the_end=to_the_end) if self._tail else ():
             output.out(line)

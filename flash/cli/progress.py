@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 _BARS = "▁▂▃▄▅▆▇█"
 _NOT_METRICS = frozenset({"step", "total"})
+_MOST_POINTS: Final = 100_000
+_MOST_EVALUATIONS: Final = 1000
+_MOST_WARNINGS: Final = 200
 
 
 @attrs.frozen(eq=False)
@@ -73,7 +76,8 @@ class Progress:
     The state of one run, folded from its events.
 
     `curves` maps a measure's name to its value by step, `evaluations` a step to its held-out
-    numbers; a step that a later attempt repeats is overwritten.
+    numbers; a step that a later attempt repeats is overwritten. However many there are, it stays
+    small: of too many steps every other one goes, of too many warnings the oldest.
     """
 
     phase: str | None = None
@@ -91,17 +95,20 @@ class Progress:
             if event.type == "phase":
                 self.phase = data["name"]
             elif event.type == "metric":
-                self.step, self.total = data["step"], data["total"]
+                self.step, self.total = data["step"], data.get("total")
                 self.metrics = {
                     name: value for name, value in data.items() if name not in _NOT_METRICS
                 }
                 for name, curve in self.curves.items():
                     if data.get(name) is not None:
                         curve[data["step"]] = data[name]
+                        thin(curve, _MOST_POINTS)
             elif event.type == "evaluation":
                 self.evaluations[data["step"]] = dict(data)
+                thin(self.evaluations, _MOST_EVALUATIONS)
             elif event.type == "warning":
                 self.warnings.append(data["message"])
+                del self.warnings[:-_MOST_WARNINGS]
 
     @property
     def curve(self) -> tuple[str, list[float]]:
@@ -113,6 +120,13 @@ class Progress:
     def evaluation(self) -> dict[str, float | None]:
         """The newest held-out numbers; empty before the first."""
         return self.evaluations[max(self.evaluations)] if self.evaluations else {}
+
+
+def thin(by_step: dict[int, Any], most: int = _MOST_POINTS) -> None:
+    """Drop every other step where there are more than `most`; the first and the newest stay."""
+    if len(by_step) > most:
+        for step in sorted(by_step)[1:-1:2]:
+            del by_step[step]
 
 
 def sparkline(
@@ -147,7 +161,7 @@ def duration(seconds: float) -> str:
 
 def metric_line(progress: Progress) -> str:
     """Return one line of where training is and its numbers."""
-    parts = [f"step {progress.step}/{progress.total}"]
+    parts = [f"step {progress.step}" + ("" if progress.total is None else f"/{progress.total}")]
     for name, form in measure_of(progress.metrics).line:
         value = progress.metrics.get(name)
         if value or (value is not None and name not in _SHARES):

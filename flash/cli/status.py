@@ -211,13 +211,14 @@ def _show_failure(plane: Plane, record: Run) -> None:
 
 
 def _print_log(plane: Plane, run: str) -> None:
+    from flash.plane.tail import LogTail
+
     log = _newest_log(plane, run)
     if log is None:
         note("the run has no log yet")
         return
-    with log.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            out(line.rstrip("\n"))
+    for line in LogTail(log).read(to_the_end=True):
+        out(line)
 
 
 def _newest_log(plane: Plane, run: str) -> Path | None:

@@ -30,7 +30,7 @@ from flash.worker.checkpoints import CheckpointStore, damaged_file
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from flash.home import FlashHome
@@ -48,11 +48,15 @@ _CHECKPOINT: Final = re.compile(r"(?P<run>[^/]*)/step-(?P<step>\d{1,12})")
 
 @attrs.frozen
 class Update:
-    """What a follower learns at one look: the run, its attempts, the events since the last."""
+    """
+    What a follower learns at one look: the run, its attempts, the events since the last.
+
+    The events are read as they are asked for, and only once, however many there are.
+    """
 
     run: Run
     attempts: Sequence[Attempt]
-    events: Sequence[tuple[int, Event]]
+    events: Iterable[tuple[int, Event]]
 
 
 class Plane:
@@ -142,8 +146,8 @@ class Plane:
         """Return the run's attempts in order."""
         return self._records.attempts(run)
 
-    def events(self, run: str) -> list[tuple[int, Event]]:
-        """Return what the run's workers have reported, as (attempt, event)."""
+    def events(self, run: str) -> Iterator[tuple[int, Event]]:
+        """Yield what the run's workers have reported, as (attempt, event)."""
         return EventTail(self.store(run)).read()
 
     def store(self, run: str) -> Path:

@@ -53,6 +53,8 @@ _VALUES: Final[Mapping[str, Mapping[str, tuple[type, ...]]]] = {
 }
 _NUMBERS_ALONE: Final = frozenset({"metric", "evaluation", "spend"})
 _MOST_STEPS: Final = 10**12
+_MOST_NUMBERS: Final = 1000
+_LARGEST: Final = 1e100  # of a few thousand of them a mean can still be taken
 
 
 class EventReporter:
@@ -188,9 +190,9 @@ def read_event(line: str | bytes, attempt: int | None = None) -> Event | None:
         return None
     try:
         fields = json.loads(line, parse_constant=lambda _: None)
-        event = Event(fields.pop("type"), float(fields.pop("time_s")), fields)
         named = fields.pop("attempt", attempt)
-        sound = math.isfinite(event.time_s) and _fits(event)
+        event = Event(fields.pop("type"), float(fields.pop("time_s")), fields)
+        sound = isinstance(event.type, str) and math.isfinite(event.time_s) and _fits(event)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return event if sound and (attempt is None or named == attempt) else None
@@ -203,8 +205,10 @@ def _fits(event: Event) -> bool:
             return False
     if not 0 <= event.data.get("step", 0) <= _MOST_STEPS:
         return False
-    return event.type not in _NUMBERS_ALONE or all(
-        isinstance(value, _NUMBER) and (value is None or math.isfinite(value))
+    if event.type not in _NUMBERS_ALONE:
+        return True
+    return len(event.data) <= _MOST_NUMBERS and all(
+        isinstance(value, _NUMBER) and (value is None or abs(value) <= _LARGEST)
         for value in event.data.values()
     )
 

@@ -119,12 +119,12 @@ def test_durations_read_as_people_say_them():
 
 def test_the_tail_hands_out_each_event_once_over_all_attempts(tmp_path):
     tail = EventTail(tmp_path)
-    assert tail.read() == []
+    assert list(tail.read()) == []
     first = EventReporter(tmp_path / "attempts" / "1" / "events.jsonl")
     first.phase("model")
 
     assert [(attempt, event.data) for attempt, event in tail.read()] == [(1, {"name": "model"})]
-    assert tail.read() == []
+    assert list(tail.read()) == []
 
     first.phase("train")
     first.close()
@@ -142,6 +142,6 @@ def test_a_line_still_being_written_waits_for_its_end(tmp_path):
     line = '{"type": "phase", "time_s": 1.0, "name": "train"}\n'
 
     path.write_text(line[:20])
-    assert tail.read() == []
+    assert list(tail.read()) == []
     path.write_text(line)
     assert [event.data["name"] for _, event in tail.read()] == ["train"]
