@@ -15,13 +15,17 @@ import attrs
 import sqlalchemy as sa
 
 from flash.plane import database as tables
+from flash.plane.machine import FINAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flash.plane.database import Database
+    from flash.values import NoticeKind
 
 _AT_ONCE: Final = 500
+LONGEST_WAIT_S: Final = 3600.0
+"""No try of a notice is further away than this."""
 
 
 @attrs.frozen(kw_only=True)
@@ -31,7 +35,7 @@ class Notice:
     id: int
     run: str
     sink: str
-    kind: str
+    kind: NoticeKind
     data: Mapping[str, Any]
     created_s: float
     tries: int
@@ -58,11 +62,22 @@ class Outbox:
         self._clock = clock
 
     def due(self, now_s: float) -> list[Notice]:
-        """Return the notices to be sent now, oldest first."""
-        n = tables.notices.c
+        """
+        Return the notices to be sent now, oldest first: of each run's sink the oldest untold one.
+
+        One that is due only in a time that no pause is long enough for is due now: the clock was
+        set back.
+        """
+        n, before = tables.notices.c, tables.notices.alias().c
+        earlier = sa.exists().where(
+            before.run == n.run,
+            before.sink == n.sink,
+            before.id < n.id,
+            before.not_before_s.is_not(None),
+        )
         query = (
             sa.select(n.id, n.run, n.sink, n.kind, n.data, n.created_s, n.tries)
-            .where(n.not_before_s <= now_s)
+            .where((n.not_before_s <= now_s) | (n.not_before_s > now_s + LONGEST_WAIT_S), ~earlier)
             .order_by(n.id)
             .limit(_AT_ONCE)
         )
@@ -74,6 +89,19 @@ class Outbox:
         query = sa.select(tables.notices.c.run).where(tables.notices.c.not_before_s.is_not(None))
         with self._database.reading() as connection:
             return set(connection.scalars(query.distinct()))
+
+    def once_ended(self, run: str, act: Callable[[bool], None]) -> None:
+        """
+        Call `act` if the run has ended, while nobody can have it go on.
+
+        It is told whether nothing is left to tell of the run.
+        """
+        runs, n = tables.runs.c, tables.notices.c
+        untold = sa.exists().where(n.run == run, n.not_before_s.is_not(None))
+        with self._database.writing() as connection:
+            found = connection.execute(sa.select(runs.state, ~untold).where(runs.id == run)).first()
+            if found is not None and found[0] in FINAL:
+                act(found[1])
 
     def delivered(self, notice: int) -> None:
         """Record that it has arrived."""
