@@ -359,22 +359,28 @@ class Checkpoints(Protocol):
     """The run's checkpoints as the algorithm sees them."""
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest complete one; a torn one is never returned."""
+        """Return the newest complete one to resume from; a torn one is never returned."""
         ...
 
     def save(
         self, step: int, write: Callable[[Path], None], *, metrics: Mapping[str, float]
     ) -> None:
         """
-        Commit a checkpoint.
+        Take a checkpoint; training goes on while it is written.
 
-        `write(folder)` fills `folder/adapter` and `folder/state`; the checkpoint exists once its
-        manifest does, by rename. A save of a step that exists already does nothing.
+        `write(folder)` fills `folder/adapter` and `folder/state`. It is called later and on
+        another thread, so it writes copies, made before this call, of all that training goes on to
+        change. The checkpoint exists once its manifest does, by rename. A save of a step that
+        exists already does nothing, and one of a periodic step may be left out for a newer one.
         """
         ...
 
     def save_final(self, write: Callable[[Path], None]) -> None:
-        """Commit the final adapter: `write(folder)` fills the folder with the adapter's files."""
+        """
+        Commit the final adapter: `write(folder)` fills the folder with the adapter's files.
+
+        Every save before is written first; the adapter is on the disk when this returns.
+        """
         ...
 
 

@@ -36,11 +36,12 @@ class RetryTable:
     """
     How often a run is tried again, by how an attempt ended, each from the newest checkpoint.
 
-    Retries of one kind are counted in a row; an attempt that saved a later checkpoint than the
-    ones before starts the count anew. What the user has to change is never tried again.
+    Retries are counted by kind, since the run last got further: an attempt that saved a later
+    checkpoint than the ones before starts the counts anew. What the user has to change is never
+    tried again.
     """
 
-    max_attempts: int = setting(10, doc="Attempts in all, the first one included.", ge=1)
+    max_attempts: int = setting(20, doc="Attempts in all, the first one included.", ge=1)
     preempted: int = setting(8, doc="Retries after the provider took the machine back.", ge=0)
     no_capacity: int = setting(
         8, doc="Retries after a provider that had offered a machine did not start it.", ge=0
@@ -70,5 +71,31 @@ class RetryTable:
     )
 
 
-LIMIT_TABLES: Final = {"budget": BudgetTable, "retry": RetryTable}
+@attrs.frozen(kw_only=True)
+class CheckpointsTable:
+    """
+    Which checkpoints of a run stay on the disk. Each that stays can be deployed.
+
+    The steps of `train.save_at_steps` always stay. What a run resumes from, which is the larger
+    part, stays with the newest two alone: the second is for when the first is damaged.
+    """
+
+    keep_last: int | None = setting(
+        None,
+        doc="Keep this many of the newest checkpoints and remove those before. Unset, every step "
+        "that was saved stays.",
+        ge=1,
+        example=3,
+    )
+    keep_best: bool = setting(
+        default=True,
+        doc="Keep the checkpoint that did best on held-out tasks, however old it is.",
+    )
+
+
+LIMIT_TABLES: Final = {
+    "budget": BudgetTable,
+    "retry": RetryTable,
+    "checkpoints": CheckpointsTable,
+}
 """The tables here by their names in the TOML; `Spec` has a field for each."""

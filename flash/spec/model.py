@@ -16,7 +16,7 @@ from flash.errors import FlashError, PluginError, SpecError
 from flash.fields import setting
 from flash.records import ENVIRONMENT_REWARD
 from flash.spec.layers import clean
-from flash.spec.limits import LIMIT_TABLES, BudgetTable, RetryTable
+from flash.spec.limits import LIMIT_TABLES, BudgetTable, CheckpointsTable, RetryTable
 from flash.spec.paths import dotted, suggestion, top_level
 from flash.spec.rules import (
     environment_place,
@@ -108,6 +108,9 @@ class Spec:
     )
     budget: BudgetTable = setting(factory=BudgetTable, doc="Limits that end a run.")
     retry: RetryTable = setting(factory=RetryTable, doc="How often a run is tried again.")
+    checkpoints: CheckpointsTable = setting(
+        factory=CheckpointsTable, doc="Which checkpoints stay on the disk."
+    )
     provider: dict[str, Any] = setting(
         factory=dict,
         doc="Places to run, one table each, tried in the order of the file. None means this "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,7 @@ from flash.errors import ModelUnavailable, SpecError, StoreError
 from flash.values import Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 WEIGHTS = "adapter_model.safetensors"
@@ -77,23 +78,38 @@ def attach_lora(
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Write the adapter as PEFT reads it: weights in safetensors, and its configuration."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
+    copied_adapter(model)(folder)
 
-    folder.mkdir(parents=True, exist_ok=True)
+
+def copied_adapter(model: Any) -> Callable[[Path], None]:
+    """Copy the adapter into host memory; return what writes the copy to a folder."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save
+
     # With embeddings left to "auto", PEFT asks the hub about the base model.
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()},
-        folder / WEIGHTS,
-        metadata={"format": "pt"},
-    )
-    config = model.peft_config["default"]
+    live = get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = copied(dict(live))
+    config = copy.deepcopy(model.peft_config["default"])
     config.inference_mode = True
-    try:
+
+    def write(folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Through memory, so that a full disk is an `OSError` and no library's own error.
+        (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
         config.save_pretrained(folder)
-    finally:
-        config.inference_mode = False
+
+    return write
+
+
+def copied(value: Any) -> Any:
+    """Return a copy, in host memory, of nested dictionaries, lists and tuples of tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(item) for item in value)
+    return copy.deepcopy(value)
 
 
 def load_adapter(model: Any, folder: Path) -> None:

@@ -7,6 +7,9 @@ processes. Mixed in before TRL's trainer: `class MyTrainer(RunTrainer, trl.GRPOT
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 import random
 import resource
 import sys
@@ -16,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from flash.training.loading import save_adapter
+from flash.training.loading import copied, copied_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -41,6 +44,8 @@ class RunTrainer:
     state: Any
     control: Any
     accelerator: Any
+    optimizer: Any
+    lr_scheduler: Any
     save_metrics: dict[str, float]
 
     def follow(self, context: WorkerContext) -> None:
@@ -64,36 +69,43 @@ class RunTrainer:
         summed: list[float] = self.accelerator.reduce(mine, reduction="sum").tolist()
         return summed
 
-    def save_state(self, folder: Path) -> None:
-        """Add to the `state` folder of a checkpoint what else the algorithm resumes from."""
+    def own_state(self) -> dict[str, Any]:
+        """
+        Return what else the algorithm resumes from, by the name of its file in `state`.
+
+        Of a name that ends in `.json` it is what JSON can hold; else what `torch.load` reads with
+        `weights_only`.
+        """
+        return {}
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Commit adapter and state of this step to the run's store."""
+        """Copy adapter and state of this step, and have the copies written to the run's store."""
         del model, trial
-        trainer: Any = self
+        if self.args.should_save:
+            self.context.checkpoints.save(
+                self.state.global_step, self._copied(), metrics=self.save_metrics
+            )
+
+    def _copied(self) -> Callable[[Path], None]:
+        """Copy all that a resume needs into host memory; return what writes it to a folder."""
+        write_adapter = copied_adapter(self.model)
+        files = copied(
+            {
+                OPTIMIZER_NAME: self.optimizer.state_dict(),
+                SCHEDULER_NAME: self.lr_scheduler.state_dict(),
+                TRAINER_STATE_NAME: dataclasses.asdict(self.state),
+                _RNG: _random_states(),
+                **self.own_state(),
+            }
+        )
 
         def write(folder: Path) -> None:
-            state = folder / "state"
-            state.mkdir(parents=True)
-            save_adapter(self.model, folder / "adapter")
-            trainer._save_optimizer_and_scheduler(str(state))  # noqa: SLF001 - transformers' own, of this object
-            self._save_rng_state(str(state))
-            self.state.save_to_json(str(state / TRAINER_STATE_NAME))
-            self.save_state(state)
+            write_adapter(folder / "adapter")
+            (folder / "state").mkdir()
+            for name, value in files.items():
+                (folder / "state" / name).write_bytes(_content(name, value))
 
-        if self.args.should_save:
-            self.context.checkpoints.save(self.state.global_step, write, metrics=self.save_metrics)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        """Save every random generator's state as plain values, which `weights_only` can load."""
-        kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one is what libraries draw from
-        states = {
-            "python": random.getstate(),
-            "numpy": (kind, [int(key) for key in keys], *rest),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-        torch.save(states, Path(output_dir) / _RNG)
+        return write
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -115,6 +127,26 @@ class RunTrainer:
         """Return 0: useful tokens are what is reported, and counting parameters takes time."""
         del inputs
         return 0
+
+
+def _random_states() -> dict[str, Any]:
+    """Return every random generator's state as plain values, which `weights_only` can load."""
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one is what libraries draw from
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, [int(key) for key in keys], *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _content(name: str, value: Any) -> bytes | memoryview:
+    """Return a file's bytes. Through memory: a full disk is then an `OSError`, not torch's own."""
+    if name.endswith(".json"):
+        return json.dumps(value).encode()
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getbuffer()
 
 
 class _Control(TrainerCallback):  # type: ignore[misc] # transformers ships no types

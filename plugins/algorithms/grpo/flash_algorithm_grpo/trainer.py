@@ -299,15 +299,15 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         plain = {name.removeprefix("eval_"): value for name, value in metrics.items()}
         self.context.reporter.evaluation(self.state.global_step, **plain, best=float(best))
 
-    def save_state(self, folder: Path) -> None:
+    def own_state(self) -> dict[str, Any]:
         """Keep the watch, and between updates on the same completions these too."""
-        (folder / _WATCH).write_text(json.dumps(self._watch.state))
+        kept: dict[str, Any] = {_WATCH: self._watch.state}
         if self.state.global_step % self.num_iterations:
-            torch.save(self._passes, folder / _PASSES)
-            (folder / _STEP).write_text(json.dumps(self._numbers))
+            kept |= {_PASSES: self._passes, _STEP: self._numbers}
+        return kept
 
     def resume(self, folder: Path) -> None:
-        """Take what `save_state` kept."""
+        """Take what `own_state` kept."""
         self._watch.state = json.loads((folder / _WATCH).read_text())
         if (folder / _PASSES).exists():
             self._passes = torch.load(

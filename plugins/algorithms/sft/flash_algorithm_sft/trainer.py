@@ -39,8 +39,6 @@ class FlashSftTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc] # TRL ships
     `rows` and `held_out` are rows as their documents; `budget` bounds the tokens of a packed row.
     """
 
-    lr_scheduler: Any
-
     def __init__(  # noqa: PLR0913 - each is needed for every run
         self,
         context: WorkerContext,
