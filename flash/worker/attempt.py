@@ -32,6 +32,7 @@ from flash.worker.checkpoints import CheckpointStore
 from flash.worker.loading import load_environment, open_model
 from flash.worker.reporter import EventReporter
 from flash.worker.rollouts import RolloutStore
+from flash.worker.saving import CheckpointSaver
 from flash.worker.sinks import SinkFanout
 from flash.worker.spending import spending
 
@@ -64,7 +65,7 @@ class Context:
     init_adapter: Path | None
     workdir: Path
     reporter: EventReporter
-    checkpoints: CheckpointStore
+    checkpoints: CheckpointSaver
     rollouts: RolloutStore
     stop: Callable[[], bool]
 
@@ -155,11 +156,18 @@ class Attempt:
 
     def train(self) -> bool:
         """Train to the end and return True, or False when it was asked to stop before."""
-        checkpoints = CheckpointStore(self.store, warn=self.reporter.warning)
+        checkpoints = CheckpointStore(self.store, attempt=self.number, warn=self.reporter.warning)
         # Where the attempt before was cut off between its last byte and saying so, there is
         # nothing left to train.
         if checkpoints.final(intact=True) is None:
-            self._run_algorithm(checkpoints)
+            with CheckpointSaver(
+                checkpoints,
+                self.reporter,
+                keep=self.spec.checkpoints,
+                always=getattr(self.spec.train, "save_at_steps", ()),
+                stop=self.stop,
+            ) as saver:
+                self._run_algorithm(saver)
         if checkpoints.final() is None:
             if self.stop():
                 return False
@@ -206,7 +214,7 @@ class Attempt:
                     f"this worker has {here.distribution} {here.version}"
                 )
 
-    def _run_algorithm(self, checkpoints: CheckpointStore) -> None:
+    def _run_algorithm(self, checkpoints: CheckpointSaver) -> None:
         self.reporter.phase("environment")
         environment = self._environment()
         self.reporter.phase("model")
@@ -234,7 +242,7 @@ class Attempt:
                 reporter=self.reporter,
                 checkpoints=checkpoints,
                 rollouts=self.rollouts,
-                stop=self.stop,
+                stop=lambda: self.stop() or checkpoints.failed,
             )
             with spending(environment, self.reporter):
                 _entry(self.job.algorithm)(context)
