@@ -7,6 +7,7 @@ hub. A snapshot holds plain files and nothing that belongs to the author alone.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import os
@@ -37,6 +38,7 @@ MOST_FILES: Final = 5000
 
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+-]*):.+")
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){1,2}(@[\w.+-]+)?")
+_NO_FAULT_OF_THE_FOLDER: Final = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE})
 _LOCAL: Final = ("./", "../", "/", "~")
 
 # Folders that start with a dot are left out as well, and a folder with pyvenv.cfg.
@@ -215,7 +217,7 @@ def snapshot(folder: Path, destination: Path) -> str:
     special files and more than 256 MiB or 5,000 files are refused with an `EnvironmentFault`.
     """
     files = list(_files(folder))
-    made = False
+    made = whole = False
     try:
         _check_size(folder, files)
         destination.mkdir(mode=0o700)
@@ -225,11 +227,14 @@ def snapshot(folder: Path, destination: Path) -> str:
             _make_parents(target.parent, destination)
             shutil.copyfile(folder / relative, target, follow_symlinks=False)
             target.chmod(0o700 if _is_executable(folder / relative) else 0o600)
+        digest = folder_digest(destination)
+        whole = True
     except OSError as error:
-        if made:
-            shutil.rmtree(destination, ignore_errors=True)
         raise store_error("copy the environment to", destination, error) from error
-    return folder_digest(destination)
+    finally:
+        if made and not whole:
+            shutil.rmtree(destination, ignore_errors=True)
+    return digest
 
 
 def _make_parents(folder: Path, root: Path) -> None:
@@ -271,6 +276,8 @@ def _files(root: Path, folder: str = "", *, unseen: list[str] | None = None) -> 
     try:
         entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
     except OSError as error:
+        if error.errno in _NO_FAULT_OF_THE_FOLDER:
+            raise store_error("read", root / folder, error) from error
         raise _refused(root, folder, f"cannot be read: {error.strerror or error}") from error
     for entry in entries:
         relative = f"{folder}/{entry.name}" if folder else entry.name

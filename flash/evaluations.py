@@ -7,6 +7,7 @@ there. Both are private, replaced whole, and the user's to delete.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
@@ -57,11 +58,15 @@ class EvaluationStore:
         folder = self._home.folder("evals")
         numbers, rows = _apart(kept)
         rows_path = folder / f"{kept['evaluation']}.rows.json.gz"
-        write_atomic(rows_path, gzip.compress(_json(rows), mtime=0))
+        numbers_path = folder / f"{kept['evaluation']}.json"
         try:
-            write_atomic(folder / f"{kept['evaluation']}.json", _json(numbers))
+            write_atomic(rows_path, gzip.compress(_json(rows), mtime=0))
+            write_atomic(numbers_path, _json(numbers))
         except StoreError:
-            rows_path.unlink(missing_ok=True)
+            # In this order: while the numbers are there, their rows are.
+            with contextlib.suppress(OSError):
+                numbers_path.unlink(missing_ok=True)
+                rows_path.unlink(missing_ok=True)
             raise
         return kept
 

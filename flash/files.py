@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -16,20 +17,27 @@ _HINTS = {
     errno.EROFS: "the disk is read-only; set FLASH_HOME to a folder you can write",
     errno.EACCES: "give yourself access to it, or set FLASH_HOME to a folder you can write",
     errno.EMFILE: "too many files are open; raise the limit with `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine; close some programs",
+    errno.EFBIG: "files may not grow this big here; raise the limit with `ulimit -f`",
+    errno.EIO: "the disk fails: look after it, or set FLASH_HOME to another one",
+    errno.ENOENT: "something has removed it, or the folder it was in",
 }
+_ANY_HINT = "look at what is there, and try again"
 
 
 def store_error(action: str, path: Path, error: OSError) -> StoreError:
     """Return the `StoreError` for an `OSError`: what failed, where, why, and what to do."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    return StoreError(f"cannot {action} {path}: {reason}", hint=_HINTS.get(error.errno or 0))
+    return StoreError(
+        f"cannot {action} {path}: {reason}", hint=_HINTS.get(error.errno or 0, _ANY_HINT)
+    )
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """
     Replace `path` by `content`, mode 0600: after a crash it holds the old bytes or the new.
 
-    Raises `StoreError`; nothing is left behind then.
+    Raises `StoreError`; nothing is left behind then, where the disk lets it be removed.
     """
     temporary: str | None = None
     try:
@@ -45,7 +53,8 @@ def write_atomic(path: Path, content: bytes) -> None:
         raise store_error("write", path, error) from error
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                Path(temporary).unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -127,9 +127,11 @@ class EventReporter:
         self._closed.set()
         self._beat.join(timeout=HEARTBEAT_S)
         with self._lock:
-            self._write()
-            os.close(self._descriptor)
-            self._descriptor = -1
+            try:
+                self._write()
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = -1
         if self._waiting:
             error = OSError(f"{self._trouble}; the last events are lost")
             raise store_error("write the event to", self._path, error)
