@@ -10,7 +10,7 @@ trainer does too, which bounds the memory that the copies take.
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import attrs
 
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from flash.worker.checkpoints import Checkpoint, CheckpointStore
     from flash.worker.reporter import EventReporter
 
+_MOST_REQUIRED: Final = 2
+"""Saves that may not be left out: one in flight, one that waits."""
 
-@attrs.frozen
+
+@attrs.frozen(eq=False)
 class _Save:
     step: int
     write: Callable[[Path], None]
@@ -64,8 +67,7 @@ class CheckpointSaver:
         self._always = frozenset(always)
         self._stop = stop
         self._changed = threading.Condition()
-        self._waiting: list[_Save] = []
-        self._writing = False
+        self._saves: list[_Save] = []  # the first is being written, the others wait
         self._closed = False
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
@@ -87,12 +89,12 @@ class CheckpointSaver:
         measured = any(name.startswith(HELD_OUT) for name in metrics)
         save = _Save(step, write, dict(metrics), required, skippable=not (required or measured))
         with self._changed:
-            skipped = [one for one in self._waiting if one.skippable]
-            self._waiting = [one for one in self._waiting if not one.skippable]
+            skipped = [one for one in self._saves[1:] if one.skippable]
+            self._saves = [one for one in self._saves if one not in skipped]
             if not save.skippable:
-                self._changed.wait_for(lambda: not self._waiting)
+                self._changed.wait_for(lambda: len(self._saves) < _MOST_REQUIRED)
             self._raise_failure()
-            self._waiting.append(save)
+            self._saves.append(save)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="flash-saver", daemon=True)
                 self._thread.start()
@@ -130,7 +132,7 @@ class CheckpointSaver:
 
     def _flush(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not (self._waiting or self._writing))
+            self._changed.wait_for(lambda: not self._saves)
             self._raise_failure()
 
     def _raise_failure(self) -> None:
@@ -140,12 +142,10 @@ class CheckpointSaver:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._saves or self._closed)
+                if not self._saves:
                     return
-                save = self._waiting.pop(0)
-                self._writing = True
-                self._changed.notify_all()
+                save = self._saves[0]
             failure: BaseException | None = None
             try:
                 self._write(save)
@@ -153,7 +153,7 @@ class CheckpointSaver:
                 failure = error
             with self._changed:
                 self._failure = self._failure or failure
-                self._writing = False
+                self._saves.pop(0)
                 self._changed.notify_all()
 
     def _write(self, save: _Save) -> None:
