@@ -80,6 +80,17 @@ def nearly_over(spent: Spent, budget: Budget) -> str | None:
     return f"the run has used {used:.0%} of its budget of {of_limit(spent, budget, limit)}"
 
 
+def seconds_left(spent: Spent, budget: Budget, usd_hour: float) -> float:
+    """Return how long the run may work until a limit, at this price; infinity without any."""
+    left = [float("inf")]
+    hours, usd = (_value(budget, name) for name in _LIMITS)
+    if hours is not None:
+        left.append((hours - spent.hours) * 3600)
+    if usd is not None and usd_hour > 0:
+        left.append((usd - spent.usd) / usd_hour * 3600)
+    return max(0.0, min(left))
+
+
 def of_limit(spent: Spent, budget: Budget, limit: str) -> str:
     """Return a limit and what is used of it, in words."""
     most = _value(budget, limit)

@@ -93,10 +93,11 @@ class ProviderCapabilities:
     """
     What a provider can do, readable before `make`.
 
-    `offline`: `offers` needs no network, so a dry run may ask for them. `poll_s`: how often it may be
-    asked what there is. `parallel_launches`: how many launches may be under way at once; 1 where
+    `offline`: `offers` needs no network, so a dry run may ask for them. `poll_s`: how often it may
+    be asked what there is. `parallel_launches`: how many launches may be under way at once; 1 where
     the room that one takes shows in the offers for the next. `settle_s`: for how long after a
-    launch whose answer was lost its instance may still appear in `list`.
+    launch whose answer was lost its instance may still appear in `list`. `idempotent`: to launch a
+    key that was launched before changes nothing and gives the same answer.
     """
 
     logs: bool = False
@@ -109,6 +110,7 @@ class ProviderCapabilities:
     poll_s: float = 5.0
     parallel_launches: int = 8
     settle_s: float = 120.0
+    idempotent: bool = False
 
 
 @attrs.frozen(kw_only=True)

@@ -37,7 +37,6 @@ EventType = Literal[
     "checkpoint",
     "spend",
     "heartbeat",
-    "spend",
     "log",
     "warning",
     "error",

@@ -86,6 +86,7 @@ class Bench:
                 "train": {"code": code},
                 "worker_env": {},
                 "budget": {"max_hours": max_hours},
+                "retry": {"pause_s": 0.01},
                 "provider": {},
             },
             plugins={},

@@ -74,26 +74,41 @@ class Records:
         put: Callable[[], None],
         take_back: Callable[[], None],
     ) -> None:
-        """
-        Add a queued run; a run is there with all its files, or not at all.
+        """Add a queued run as `add_all` does."""
+        row = {"id": run, "spec": dict(spec), "caller": dict(caller)}
+        self.add_all([row], put=put, take_back=take_back)
 
-        `put` puts the files in place, inside the transaction; `take_back` undoes that where the
-        transaction fails after. Raises `StoreError` for an id that exists.
+    def add_all(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        *,
+        put: Callable[[], None],
+        take_back: Callable[[], None],
+    ) -> None:
+        """
+        Add queued runs; they are there with all their files, or none of them is.
+
+        A row has the run's `id`, `spec` and `caller`. `put` puts the files in place, inside the
+        transaction; `take_back` undoes that where the transaction fails after. Raises
+        `StoreError` for an id that exists.
         """
         now_s = self._clock()
-        row = {"id": run, "state": "queued", "spec": dict(spec), "caller": dict(caller)}
-        times = {"created_s": now_s, "updated_s": now_s, "change": _NEXT_CHANGE}
+        same = {"state": "queued", "created_s": now_s, "updated_s": now_s}
         putting = False
         try:
             with self._database.writing() as connection:
-                connection.execute(tables.runs.insert().values(**row, **times))
+                connection.execute(
+                    tables.runs.insert().values(change=_NEXT_CHANGE),
+                    [{**row, **same} for row in rows],
+                )
                 putting = True
                 put()
         except BaseException as error:
             if putting:
                 take_back()
             if isinstance(error, sa.exc.IntegrityError):
-                message = f"the run {run} exists already"
+                known = ", ".join(row["id"] for row in rows if self.run(row["id"]) is not None)
+                message = f"the run {known} exists already"
                 hint = "submit again; it will get another id"
                 raise StoreError(message, hint=hint) from error
             raise
@@ -131,6 +146,13 @@ class Records:
     def runs(self, *, prefix: str = "") -> list[Run]:
         """Return the runs whose id starts with `prefix`, newest first."""
         return self._runs(tables.runs.c.id.startswith(prefix, autoescape=True))
+
+    def named(self, runs: Sequence[str]) -> list[Run]:
+        """Return the runs of these ids, in their order; those that are not there are left out."""
+        found = {
+            run.id: run for part in _parts(runs) for run in self._runs(tables.runs.c.id.in_(part))
+        }
+        return [found[run] for run in runs if run in found]
 
     def newest(self) -> Run | None:
         """Return the newest run, or None."""
@@ -180,10 +202,10 @@ class Records:
                     attempts[found["run"]].append(Attempt(**found))
         return [_supervised(dict(row._mapping), attempts[row.id]) for row in rows], newest  # noqa: SLF001 - SQLAlchemy's public name for it
 
-    def active_keys(self) -> set[tuple[str, int]]:
-        """Return (run, number) of every attempt that may have something at its provider."""
+    def active(self) -> set[tuple[str, int]]:
+        """Return (run, number) of every attempt that has not ended: what it launched is its own."""
         query = sa.select(tables.attempts.c.run, tables.attempts.c.number).where(
-            tables.attempts.c.state != "released"
+            tables.attempts.c.state.in_(["launching", "live"])
         )
         with self._database.reading() as connection:
             return {(row.run, row.number) for row in connection.execute(query)}
@@ -271,10 +293,14 @@ class Records:
                 connection, attempt.run, "start", fence=attempt.fence, attempt=attempt
             )
 
-    def stop(self, attempt: Attempt, outcome: Outcome) -> bool:
-        """Record that the attempt is being stopped and why; the first reason stays."""
+    def stop(self, attempt: Attempt, outcome: Outcome, detail: str | None = None) -> bool:
+        """Record that the attempt is being stopped, why and in which words; the first stay."""
+        known = tables.attempts.c
         return self._step(
-            attempt, "stop", stopping=sa.func.coalesce(tables.attempts.c.stopping, outcome)
+            attempt,
+            "stop",
+            detail=sa.case((known.stopping.is_(None), detail), else_=known.detail),
+            stopping=sa.func.coalesce(known.stopping, outcome),
         )
 
     def spent(self, attempt: Attempt, reported_usd: float) -> bool:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flash.errors import FlashError
 from flash.files import store_error
 from flash.home import FlashHome
+from flash.plane.calls import Calls
 from flash.plane.daemon import LOCK_VARIABLE, lock_path, log_path
 from flash.plane.database import Database
 from flash.plane.lock import try_lock
 from flash.plane.machine import FINAL
+from flash.plane.notices import Notifier
+from flash.plane.outbox import Outbox
 from flash.plane.records import Records
 from flash.plane.secrets import RunSecrets
 from flash.plane.store import sweep_incoming, sweep_uncommitted
@@ -31,15 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flash.plane.machine import RunState
-    from flash.plane.runs import Run
 
-POLL_S = 0.3
+POLL_S = 0.2
 # Just after a change the next one is near: a launch comes up, a worker's end is cleared away.
 QUICK_S = 0.05
 RECENT_S = 2.0
 IDLE_S = 3.0
-# A run whose provider does not answer is looked at less and less often, up to this.
-_SLOWEST_S = 30.0
 
 
 class Supervisor:
@@ -49,59 +48,53 @@ class Supervisor:
         self._home = home
         self._idle_s = idle_s
         self._log = log
-        self._records = Records(Database(home.database))
+        database = Database(home.database)
+        self._records = Records(database)
         self._secrets = RunSecrets(home)
+        self._calls = Calls()
+        host = PluginHost.default(home)
+        self._outbox = Outbox(database)
+        self._notifier = Notifier(
+            home=home,
+            records=self._records,
+            outbox=self._outbox,
+            secrets=self._secrets,
+            host=host,
+            log=log,
+        )
         self._supervision = Supervision(
             home=home,
             records=self._records,
-            host=PluginHost.default(home),
+            host=host,
+            calls=self._calls,
             log=log,
+            ended=self._notifier.ended,
             worker=worker,
         )
-        self._failures: dict[str, int] = {}
-        self._not_before_s: dict[str, float] = {}
 
     def run(self) -> None:
         """Work until nothing has been there to do for a while."""
         sweep_incoming(self._home)
         self._records.with_states(self._sweep)
-        idle_since_s = time.monotonic()
-        while time.monotonic() - idle_since_s < self._idle_s:
-            runs = [run for name in self._records.unsettled() if (run := self._records.run(name))]
-            for run in runs:
-                self._step(run)
-            if runs:
-                idle_since_s = time.monotonic()
-            recent = any(time.time() - run.updated_s < RECENT_S for run in runs)
-            time.sleep(QUICK_S if recent else POLL_S)
+        busy_at = moved_at = time.monotonic()
+        while time.monotonic() - busy_at < self._idle_s:
+            moved = self._supervision.round()
+            self._notifier.round()
+            now_s = time.monotonic()
+            if moved:
+                moved_at = now_s
+            if not self._supervision.idle or self._notifier.busy():
+                busy_at = now_s
+            self._calls.wait(QUICK_S if now_s - moved_at < RECENT_S else POLL_S)
 
     def _sweep(self, states: Mapping[str, RunState]) -> None:
-        self._secrets.sweep([run for run, state in states.items() if state not in FINAL])
+        live = {run for run, state in states.items() if state not in FINAL}
+        self._secrets.sweep(live | self._outbox.untold())
         sweep_uncommitted(self._home, states)
 
     def has_work(self) -> bool:
         """Say whether there is a run to supervise now."""
         return bool(self._records.unsettled())
-
-    def _step(self, run: Run) -> None:
-        """Move one run; its trouble is its own, and is tried again later."""
-        if time.monotonic() < self._not_before_s.get(run.id, 0.0):
-            return
-        try:
-            self._supervision.step(run)
-        except FlashError as error:
-            self._trouble(run, error.message)
-        except Exception:  # noqa: BLE001 - a defect in one run's step must not end the others
-            self._trouble(run, traceback.format_exc())
-        else:
-            self._failures.pop(run.id, None)
-            self._not_before_s.pop(run.id, None)
-
-    def _trouble(self, run: Run, message: str) -> None:
-        count = self._failures[run.id] = self._failures.get(run.id, 0) + 1
-        pause_s = min(_SLOWEST_S, 2.0**count / 2)
-        self._not_before_s[run.id] = time.monotonic() + pause_s
-        self._log.warning("trouble", run=run.id, error=message, next_try_s=pause_s)
 
 
 def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER, idle_s: float = IDLE_S) -> None:

@@ -7,12 +7,15 @@ import attrs
 import psutil
 import pytest
 import structlog
+from plane_bench import until
 
 from flash.home import FlashHome
 from flash.plane import daemon
+from flash.plane.calls import Calls
 from flash.plane.database import Database
-from flash.plane.policy import MAX_ATTEMPTS
+from flash.plane.orphans import key_of
 from flash.plane.records import Records
+from flash.plane.secrets import RunSecrets
 from flash.plane.supervision import Supervision
 from flash.records import ProviderPlugin
 from flash.testing.host import make_host
@@ -73,7 +76,7 @@ def test_a_worker_that_dies_every_time_fails_the_run_with_the_reason(bench):
 
     assert ended.state == "failed"
     assert "SIGKILL" in ended.error
-    assert bench.outcomes(run) == ["lost"] * MAX_ATTEMPTS
+    assert bench.outcomes(run) == ["lost"] * 3
 
 
 def test_a_crash_that_repeats_word_for_word_is_not_tried_a_third_time(bench):
@@ -213,9 +216,10 @@ def test_a_cancel_that_comes_while_a_dead_worker_is_looked_at_ends_the_run(tmp_p
     secrets = home.folder("secrets") / "0abcdefgh.json"
 
     class Provider:
-        def get(self, ref):
+        def list(self, owner):
             records.request_cancel("0abcdefgh")
-            return Instance("key", ref, "failed", exit_code=137)
+            key = key_of(owner, "0abcdefgh", 1)
+            return [Instance(key, {"key": key}, "failed", exit_code=137)]
 
     place = ProviderPlugin(
         name="place", summary="", make=lambda ctx, config: Provider(), config=Config
@@ -228,14 +232,25 @@ def test_a_cancel_that_comes_while_a_dead_worker_is_looked_at_ends_the_run(tmp_p
         take_back=lambda: None,
     )
     attempt = records.begin(records.run("0abcdefgh"), "place", Offer("place", "one", 1.0))
-    records.saw(attempt, {"key": "key"})
+    records.saw(attempt, {"key": key_of(records.owner(), "0abcdefgh", 1)})
+    calls = Calls()
     supervision = Supervision(
-        home=home, records=records, host=make_host(place), log=structlog.get_logger()
+        home=home,
+        records=records,
+        host=make_host(place),
+        calls=calls,
+        log=structlog.get_logger(),
+        ended=RunSecrets(home).forget,
     )
 
-    supervision.step(records.run("0abcdefgh"))
+    def cancelled():
+        calls.wait(0.1)
+        supervision.round()
+        return records.run("0abcdefgh").state == "cancelled"
 
-    assert records.run("0abcdefgh").state == "cancelled"
+    until(cancelled)
+    supervision.round()
+
     assert not secrets.exists()
 
 
@@ -257,7 +272,7 @@ def test_a_run_over_its_budget_is_stopped_and_failed(bench):
 
     assert ended.state == "failed"
     assert "budget" in ended.error
-    assert "max_hours" in ended.hint
+    assert "flash resume" in ended.hint
     assert bench.outcomes(run) == ["over_budget"]
 
 

@@ -33,6 +33,7 @@ def flash_register_providers() -> list[ProviderPlugin]:
                 poll_s=0.25,
                 parallel_launches=1,
                 settle_s=0.0,
+                idempotent=True,
             ),
         )
     ]

@@ -1,0 +1,84 @@
+"""What the supervisor hears of one attempt's worker, by reading on in the events it appends."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from flash.files import store_error
+from flash.worker.reporter import read_event
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_MOST_BYTES: Final = 1 << 18
+"""What is read at one look; of a worker that writes more, the newest."""
+
+
+class Heard:
+    """
+    Listens to the worker of attempt `number` from `now_s` on, a monotonic time like all here.
+
+    Silence is counted from when the listening began: a supervisor that was not there has heard
+    nothing, and a clock that was set or a machine that slept changes nothing.
+    """
+
+    __slots__ = (
+        "_changed_ns",
+        "_number",
+        "_offset",
+        "_path",
+        "heard_at",
+        "phase",
+        "progress_at",
+        "reported_usd",
+    )
+
+    def __init__(self, path: Path, number: int, now_s: float, reported_usd: float) -> None:
+        self._path = path
+        self._number = number
+        self._offset = 0
+        self._changed_ns = 0
+        self.heard_at = now_s
+        self.progress_at = now_s
+        self.phase = ""
+        self.reported_usd = reported_usd
+
+    def listen(self, now_s: float) -> None:
+        """Read what was written since the last time; raises `StoreError`."""
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 - thousands of times a second
+            if found.st_mtime_ns != self._changed_ns:
+                # Also where no line came: a worker whose disk is full touches the file.
+                self.heard_at, self._changed_ns = now_s, found.st_mtime_ns
+            size = found.st_size
+            if size == self._offset:
+                return
+            with open(self._path, "rb", buffering=0) as file:  # noqa: PTH123 - see above
+                start = max(self._offset, size - _MOST_BYTES) if size > self._offset else 0
+                file.seek(start)
+                content = file.read(_MOST_BYTES)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise store_error("read", self._path, error) from error
+        whole = content.rfind(b"\n") + 1
+        # A line longer than what is read at once is passed over.
+        self._offset = start + (whole or len(content))
+        for line in content[:whole].splitlines():
+            self._take(line, now_s)
+
+    def _take(self, line: bytes, now_s: float) -> None:
+        event = read_event(line, self._number)
+        if event is None or event.type == "heartbeat":
+            return
+        self.progress_at = now_s
+        if event.type == "phase":
+            self.phase = str(event.data.get("name", ""))[:40]
+        elif event.type == "spend":
+            self.reported_usd = max(self.reported_usd, _usd(event.data.get("usd")))
+
+
+def _usd(value: Any) -> float:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+    return float(value) if usable else 0.0
