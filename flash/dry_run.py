@@ -12,6 +12,7 @@ from flash.spec.paths import dotted
 from flash.spec.toml import toml_value
 
 if TYPE_CHECKING:
+    from flash.estimate import Estimate
     from flash.plan import Plan
 
 JSON_KEYS: Final = {
@@ -23,6 +24,8 @@ JSON_KEYS: Final = {
     "reasons": "dotted path -> `label`, `reason` and `source` of a value that was decided here",
     "need": "memory, steps and tokens as the algorithm estimates them, or null",
     "offer": "what the first provider with room would rent, or null",
+    "estimate": "`hours` and `usd` that it would take, or null, and `basis`: what tells, or why "
+    "nothing does; null with an error",
     "rows": "rows to train on, or null where they cannot be counted here",
     "secrets": "names of the secrets that the worker would get",
 }
@@ -38,7 +41,7 @@ class Row:
     reason: str
 
 
-def dry_run_json(plan: Plan) -> dict[str, Any]:
+def dry_run_json(plan: Plan, estimate: Estimate | None = None) -> dict[str, Any]:
     """
     Return the contract of `--dry-run --json`.
 
@@ -52,6 +55,7 @@ def dry_run_json(plan: Plan) -> dict[str, Any]:
         "reasons": {path: attrs.asdict(reason) for path, reason in plan.reasons.items()},
         "need": attrs.asdict(plan.need) if plan.need else None,
         "offer": attrs.asdict(plan.offer) if plan.offer else None,
+        "estimate": attrs.asdict(estimate) if estimate else None,
         "rows": plan.rows,
         "secrets": list(plan.secrets),
     }

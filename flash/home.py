@@ -9,6 +9,8 @@ import attrs
 
 from flash.errors import StoreError
 
+_DATABASE = "flash.db"
+
 
 @attrs.frozen
 class FlashHome:
@@ -35,7 +37,12 @@ class FlashHome:
     @property
     def database(self) -> Path:
         """The SQLite file of the embedded plane."""
-        return self.folder() / "flash.db"
+        return self.folder() / _DATABASE
+
+    @property
+    def has_runs(self) -> bool:
+        """Whether there is a database; asks without making anything."""
+        return (self.root / _DATABASE).exists()
 
     @property
     def config(self) -> Path:

@@ -10,11 +10,13 @@ import click
 
 from flash.cli.app import App, pass_app
 from flash.cli.output import is_terminal, note, out, print_json, table, warn
-from flash.errors import SpecError
+from flash.cli.progress import duration
+from flash.errors import SpecError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from flash.estimate import Estimate
     from flash.plan import Plan
     from flash.plane.plane import Plane
 
@@ -42,6 +44,7 @@ _NAMED = 8
     help="Set one value, such as train.epochs=2; wins over every file.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would run; start nothing.")
+@click.option("--yes", is_flag=True, help="Start it, though its estimate is over its budget.")
 @click.option("--background", is_flag=True, help="Submit, and do not follow.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing meanwhile.")
 @pass_app
@@ -54,6 +57,7 @@ def train(  # noqa: PLR0913 - one parameter an option
     sets: tuple[str, ...],
     *,
     dry_run: bool,
+    yes: bool,
     background: bool,
     as_json: bool,
 ) -> None:
@@ -61,9 +65,11 @@ def train(  # noqa: PLR0913 - one parameter an option
     Train an adapter as CONFIG says.
 
     CONFIG is checked first, and the environment loaded once; nothing starts while something is
-    wrong. Then the run is followed. It goes on without this command: Ctrl-C only stops following.
+    wrong, or when runs like it tell that it will not keep within its [budget]. Then the run is
+    followed. It goes on without this command: Ctrl-C only stops following.
     The exit code is 0 when the run is done, 1 when it ends in any other way.
     """
+    from flash.cli.status import go_on
     from flash.config import UserConfig
     from flash.plan import make_plan
     from flash.spec.resolve import resolve
@@ -79,14 +85,16 @@ def train(  # noqa: PLR0913 - one parameter an option
         offline=dry_run,
     )
     if dry_run:
-        ctx.exit(_show_plan(plan, as_json=as_json))
-    plan.check()
+        ctx.exit(_show_plan(app, plan, as_json=as_json))
+    spec = plan.check()
     for problem in plan.problems:
         warn(str(problem))
+    if not yes and (spec.budget.max_hours, spec.budget.max_usd) != (None, None):
+        _keep_within(_estimate(app, plan).over(spec.budget))
     secrets = SecretFinder.beside(resolved.base, app.host).require(plan.secrets)
     plane = _plane(app)
     run = _submit(app, plane, plan, secrets)
-    ctx.exit(_go_on(plane, run, background=background, as_json=as_json))
+    ctx.exit(go_on(plane, run, background=background, as_json=as_json))
 
 
 def _plane(app: App) -> Plane:
@@ -95,14 +103,32 @@ def _plane(app: App) -> Plane:
     return Plane(app.home)
 
 
-def _show_plan(plan: Plan, *, as_json: bool) -> int:
+def _estimate(app: App, plan: Plan) -> Estimate:
+    from flash.estimate import estimate
+
+    return estimate(plan, _plane(app) if app.home.has_runs else None)
+
+
+def _keep_within(over: str | None) -> None:
+    """Refuse a run whose estimate is over its budget, unless a person says to start it."""
+    if over is None:
+        return
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        hint = "--yes starts it all the same, and it is stopped at its limit"
+        raise UsageError(over, hint=hint)
+    warn(over, hint="it is stopped at its limit, with a checkpoint")
+    if not click.confirm("start it all the same?", err=True):
+        raise UsageError("nothing was started")
+
+
+def _show_plan(app: App, plan: Plan, *, as_json: bool) -> int:
     """Print what would run and return the exit code; raises for a plan that would not."""
     from flash.dry_run import dry_run_json, dry_run_rows
 
     if as_json:
-        print_json(dry_run_json(plan))
+        print_json(dry_run_json(plan, None if plan.errors else _estimate(app, plan)))
         return SpecError(plan.errors).exit_code if plan.errors else 0
-    plan.check()
+    spec, estimate = plan.check(), _estimate(app, plan)
     table(
         ("setting", "value", "from", "why"),
         [(row.path, row.value, row.source, row.reason) for row in dry_run_rows(plan)],
@@ -111,10 +137,23 @@ def _show_plan(plan: Plan, *, as_json: bool) -> int:
     if plan.need is not None:
         steps = f"{plan.need.steps} steps, " if plan.need.steps else ""
         out(f"{steps}about {plan.need.memory_gib:.1f} GiB of memory")
+    out(_expected(estimate))
     out("nothing was started")
     for problem in plan.problems:
         warn(str(problem))
+    over = estimate.over(spec.budget)
+    if over is not None:
+        warn(over, hint="without --yes it would not be started")
     return 0
+
+
+def _expected(estimate: Estimate) -> str:
+    from flash.estimate import shown
+
+    if estimate.hours is None:
+        return estimate.basis
+    cost = f", {shown(estimate.usd)} USD" if estimate.usd else ""
+    return f"about {duration(estimate.hours * 3600)}{cost}: {estimate.basis}"
 
 
 def _submit(app: App, plane: Plane, plan: Plan, secrets: Mapping[str, str]) -> str:
@@ -157,20 +196,6 @@ def _submit(app: App, plane: Plane, plan: Plan, secrets: Mapping[str, str]) -> s
     _progress(f"submitting run {job.run}")
     plane.submit(job, environment=located.folder, secrets=secrets)
     return job.run
-
-
-def _go_on(plane: Plane, run: str, *, background: bool, as_json: bool) -> int:
-    """Follow the run to its end, or say how to; return the exit code."""
-    from flash.cli.status import follow_to_the_end
-
-    if not background:
-        return follow_to_the_end(plane, run, as_json=as_json)
-    if as_json:
-        print_json({"run": run, "state": plane.run(run).state})
-    else:
-        out(run)
-        note(f"flash status {run} --follow   shows how it goes")
-    return 0
 
 
 def _progress(text: str) -> None:
