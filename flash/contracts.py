@@ -257,10 +257,9 @@ class HasCosts(Protocol):
 
     def spent_usd(self) -> float:
         """
-        Return what it has spent since it was made; asked from any thread, every few seconds.
+        Return what it has spent since it was made; never less than before.
 
-        What is not settled yet counts with the most it can cost: a run is stopped at its budget,
-        and a worker that is killed settles nothing.
+        Asked from any thread, every few seconds: a run is stopped at its budget.
         """
         ...
 

@@ -19,13 +19,14 @@ class Budget:
         self._most_calls = calls
         self._most_usd = usd
         self._calls = 0
-        self._usd = 0.0
+        self._usd = 0.0  # spent, and reserved
+        self._spent = 0.0
         self._lock = threading.Lock()
 
     def spent_usd(self) -> float:
-        """Return what was spent, a call that is open at the most it can cost."""
+        """Return what the calls that are over have cost."""
         with self._lock:
-            return max(0.0, self._usd)
+            return self._spent
 
     def reserve(self, usd: float) -> None:
         """Take one call of at most this price; raises `FlashError` where it is not there."""
@@ -48,6 +49,7 @@ class Budget:
         """Put `cost` in the place of what was reserved for a call."""
         with self._lock:
             self._usd += cost - reserved
+            self._spent += cost
 
     def release(self, reserved: float) -> None:
         """Take back a call that came to nothing."""

@@ -63,7 +63,7 @@ class Judge:
         self._pool = ThreadPoolExecutor(config.concurrency, "flash-judge")
 
     def spent_usd(self) -> float:
-        """Return what its calls have cost, at the two prices; an open one at the most it can."""
+        """Return what its calls have cost, at the two prices."""
         return self._budget.spent_usd()
 
     def score(self, task: Task, episodes: Sequence[Episode]) -> list[Reward | None]:
@@ -151,11 +151,15 @@ class Judge:
         try:
             said = self._endpoint.ask(body)
         except FlashError as error:
-            if not (isinstance(error, Trouble) and error.billed):
+            if isinstance(error, Trouble) and error.billed:
+                self._budget.settle(most, most)
+            else:
                 self._budget.release(most)
             raise
+        cost = most
         if said.tokens_in is not None and said.tokens_out is not None:
-            self._budget.settle(most, self._price(said.tokens_in, said.tokens_out))
+            cost = self._price(said.tokens_in, said.tokens_out)
+        self._budget.settle(most, cost)
         return said
 
     def _price(self, tokens_in: float, tokens_out: float) -> float:

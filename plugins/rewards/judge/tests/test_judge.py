@@ -667,24 +667,21 @@ def test_what_was_spent_is_what_the_endpoint_counted_at_the_prices(judge, server
     assert adapter.spent_usd() == pytest.approx(5 * 0.016)
 
 
-def test_a_call_that_is_open_counts_with_the_most_it_can_cost(judge, server):
-    asked, told = threading.Event(), threading.Event()
-
-    def answer(body, count):
-        asked.set()
-        assert told.wait(10)
-        return 200, {}, reply('{"grade": 1}', usage={"prompt_tokens": 1, "completion_tokens": 1})
-
-    server.answer = answer
+def test_an_answer_without_a_count_costs_the_most_it_can(judge, server):
     adapter = judge(usd_per_million_output=1000.0, max_tokens=400)
-    with ThreadPoolExecutor(1) as pool:
-        scoring = pool.submit(adapter.score, TASK, [episode("Paris")])
-        assert asked.wait(10)
-        assert adapter.spent_usd() == pytest.approx(0.4)
-        told.set()
-        scoring.result()
 
-    assert adapter.spent_usd() == pytest.approx(0.001)
+    assert only(adapter).score == 1
+
+    assert adapter.spent_usd() == pytest.approx(0.4)
+
+
+def test_an_answer_that_never_came_may_have_cost(judge, server):
+    server.answer = lambda body, count: (200, {}, b"no chat completion")
+    adapter = judge(usd_per_million_output=1000.0, max_tokens=400, retries=1)
+
+    assert only(adapter).score is None
+
+    assert adapter.spent_usd() == pytest.approx(2 * 0.4)
 
 
 def test_a_call_that_was_refused_costs_nothing(judge, server):
