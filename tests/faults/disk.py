@@ -19,6 +19,7 @@ import _pyio
 import builtins
 import contextlib
 import errno
+import functools
 import io
 import os
 import resource
@@ -57,114 +58,105 @@ FAULTS = [
 
 
 class Disk:
-    """The calls on one folder: how many could have failed, and whether one did."""
+    """
+    The functions of `os` that change files, of which those on `folder` are counted and may fail.
+
+    `struck` says whether one did.
+    """
 
     def __init__(self, folder, fault, at):
-        self._folder = os.path.realpath(folder)
+        self._folder = f"{Path(folder).resolve()}{os.sep}"
         self._fault = fault
         self._at = at
-        self.count = 0
+        self._count = 0
+        self._real = {name: getattr(os, name) for name in _FUNCTIONS}
         self.struck = False
 
-    def call(self, kind, *paths):
-        """Raise where this call is one that fails."""
+    def functions(self):
+        """Return what takes the place of each function of `os`, by its name."""
+        return {name: functools.partial(act, self, name) for name, act in _FUNCTIONS.items()}
+
+    def open(self, name, path, flags, mode=0o777, *, dir_fd=None):
+        changes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        self._call("create" if changes else "open", _path(path, dir_fd))
+        return self._real[name](path, flags, mode, dir_fd=dir_fd)
+
+    def write(self, name, descriptor, data):
+        # A copy: a view would be kept by the traceback of the error.
+        data = bytes(data)
+        return self._real[name](descriptor, data[: self._part(_path(descriptor), len(data))])
+
+    def sendfile(self, name, out, source, offset, count, **more):
+        taken = self._part(_path(out), count)
+        return self._real[name](out, source, offset, taken, **more)
+
+    def at_path(self, name, path, *args, dir_fd=None, **more):
+        self._call(_KINDS.get(name, name), _path(path, dir_fd))
+        at_folder = {} if dir_fd is None else {"dir_fd": dir_fd}
+        return self._real[name](path, *args, **more, **at_folder)
+
+    def between(self, name, source, target, **more):
+        self._call("rename", _path(source), _path(target))
+        return self._real[name](source, target, **more)
+
+    def _call(self, kind, *paths):
         if self._due(kind, paths):
-            raise self.error(paths[0])
+            raise self._error(paths[0])
 
-    def part(self, kind, path, size):
+    def _part(self, path, size):
         """Return how much of `size` bytes is taken of a write; raises where none is."""
-        if not self._due(kind, (path,)):
+        if not self._due("write", (path,)):
             return size
-        first = self.count == self._at + 1
-        if self._fault.code == errno.ENOSPC and first and size > 1:
+        if self._fault.code == errno.ENOSPC and self._count == self._at + 1 and size > 1:
             return size // 2
-        raise self.error(path)
+        raise self._error(path)
 
-    def error(self, path):
+    def _error(self, path):
         return OSError(self._fault.code, os.strerror(self._fault.code), str(path))
 
     def _due(self, kind, paths):
         if kind not in self._fault.calls or not any(map(self._holds, paths)):
             return False
-        self.count += 1
-        due = self.count > self._at if self._fault.lasting else self.count == self._at + 1
+        self._count += 1
+        past = self._count - 1 - self._at
+        due = past >= 0 if self._fault.lasting else past == 0
         self.struck = self.struck or due
         return due
 
     def _holds(self, path):
-        return path == self._folder or path.startswith(f"{self._folder}{os.sep}")
+        return f"{path}{os.sep}".startswith(self._folder)
+
+
+_KINDS = {"remove": "unlink", "truncate": "write", "ftruncate": "write", "scandir": "list"}
+_AT_A_PATH = ("mkdir", "rmdir", "unlink", "remove", "fsync", "truncate", "ftruncate", "scandir")
+_FUNCTIONS = {
+    "open": Disk.open,
+    "write": Disk.write,
+    "sendfile": Disk.sendfile,
+    **dict.fromkeys(_AT_A_PATH, Disk.at_path),
+    **dict.fromkeys(("rename", "replace", "link"), Disk.between),
+}
 
 
 def _path(target, dir_fd=None):
     """Return the absolute path that a path, or a descriptor, stands for."""
     if isinstance(target, int):
-        with contextlib.suppress(OSError):
-            return os.readlink(f"/proc/self/fd/{target}")
-        return ""
+        try:
+            return str(Path(f"/proc/self/fd/{target}").readlink())
+        except OSError:
+            return ""
     path = os.fsdecode(target)
-    return os.path.join(os.getcwd() if dir_fd is None else _path(dir_fd), path)
+    if path.startswith(os.sep):
+        return path
+    return f"{Path.cwd() if dir_fd is None else _path(dir_fd)}{os.sep}{path}"
 
 
 @contextlib.contextmanager
 def failing(folder, fault, at):
     """Have call number `at` of those in `folder` that the fault is for fail."""
     disk = Disk(folder, fault, at)
-    real = {name: getattr(os, name) for name in ("open", "write", "sendfile", "mkdir", "scandir")}
-
-    def open_(path, flags, mode=0o777, *, dir_fd=None):
-        changes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        disk.call("create" if changes else "open", _path(path, dir_fd))
-        return real["open"](path, flags, mode, dir_fd=dir_fd)
-
-    def write(descriptor, data):
-        size = len(memoryview(data).cast("B"))
-        taken = disk.part("write", _path(descriptor), size)
-        return real["write"](descriptor, memoryview(data).cast("B")[:taken])
-
-    def sendfile(out, source, offset, count, **more):
-        return real["sendfile"](out, source, offset, disk.part("write", _path(out), count), **more)
-
-    def mkdir(path, mode=0o777, *, dir_fd=None):
-        disk.call("mkdir", _path(path, dir_fd))
-        return real["mkdir"](path, mode, dir_fd=dir_fd)
-
-    def scandir(path="."):
-        disk.call("list", _path(path))
-        return real["scandir"](path)
-
-    def at_path(kind, name):
-        function = getattr(os, name)
-
-        def act(path, *args, dir_fd=None, **more):
-            disk.call(kind, _path(path, dir_fd))
-            return function(path, *args, **more, **({} if dir_fd is None else {"dir_fd": dir_fd}))
-
-        return act
-
-    def between(name):
-        function = getattr(os, name)
-
-        def act(source, target, **more):
-            disk.call("rename", _path(source), _path(target))
-            return function(source, target, **more)
-
-        return act
-
     with pytest.MonkeyPatch.context() as patch:
-        replaced = {
-            "open": open_,
-            "write": write,
-            "sendfile": sendfile,
-            "mkdir": mkdir,
-            "scandir": scandir,
-            **{name: between(name) for name in ("rename", "replace", "link")},
-            **{name: at_path("unlink", name) for name in ("unlink", "remove")},
-            "rmdir": at_path("rmdir", "rmdir"),
-            "fsync": at_path("fsync", "fsync"),
-            "ftruncate": at_path("write", "ftruncate"),
-            "truncate": at_path("write", "truncate"),
-        }
-        for name, function in replaced.items():
+        for name, function in disk.functions().items():
             patch.setattr(os, name, function)
         patch.setattr(io, "open", _pyio.open)
         patch.setattr(builtins, "open", _pyio.open)
@@ -197,7 +189,7 @@ def few_files(more):
 
 def open_files():
     """Return what this process has open, by descriptor."""
-    return {name: _path(int(name)) for name in os.listdir("/proc/self/fd")}
+    return {path.name: _path(int(path.name)) for path in Path("/proc/self/fd").iterdir()}
 
 
 def files_in(folder):

@@ -20,6 +20,8 @@ from flash.home import FlashHome
 from flash.plane.lock import try_lock
 from flash.plane.store import RunStore
 from flash.values import Rollout
+from flash.worker.checkpoints import CheckpointStore, damaged_file
+from flash.worker.reporter import EventReporter, read_event
 from flash.worker.rollouts import RolloutStore, kept_steps, read_rollouts
 
 
@@ -99,7 +101,7 @@ def store_of_a_run(folder):
 ATTEMPT = Operation(
     prepare=store_of_a_run,
     act=lambda store: store.make_attempt(1),
-    done=lambda store: os.listdir(store.attempt(1)) == [],
+    done=lambda store: list(store.attempt(1).iterdir()) == [],
 )
 
 
@@ -158,7 +160,7 @@ def rollouts(folder):
 
 
 def save_second(given):
-    folder, reporter, store = given
+    _, _, store = given
     store.save(2, [rollout(2)])
 
 
@@ -181,6 +183,131 @@ ROLLOUTS = Operation(
 )
 
 
+# Checkpoints, and the final adapter
+
+
+def checkpoint_of(step):
+    def write(folder):
+        (folder / "adapter").mkdir()
+        (folder / "adapter" / "weights").write_bytes(bytes([step]) * 50)
+        (folder / "state").mkdir()
+        (folder / "state" / "optimizer").write_bytes(bytes([step]) * 500)
+
+    return write
+
+
+def one_checkpoint(folder):
+    warnings = []
+    store = CheckpointStore(folder, warn=warnings.append)
+    store.save(1, checkpoint_of(1), metrics={})
+    return folder, store, warnings
+
+
+def save_next(given):
+    _, store, _ = given
+    store.save(2, checkpoint_of(2), metrics={"eval_loss": 1.0})
+
+
+def only_whole_checkpoints(given, error):
+    _, store, warnings = given
+    steps = [one.step for one in store.list()]
+    assert steps in ([[1], [1, 2]] if error else [[1, 2]])
+    for one in store.list():
+        assert damaged_file(one.folder) is None
+        assert (one.folder / "state" / "optimizer").read_bytes() == bytes([one.step]) * 500
+    assert store.newest().step == steps[-1]
+    assert warnings == []
+
+
+SAVING = Operation(
+    prepare=one_checkpoint,
+    act=save_next,
+    sound=only_whole_checkpoints,
+    done=lambda given: only_whole_checkpoints(given, None),
+)
+
+
+def save_final(given):
+    _, store, _ = given
+    store.save_final(lambda folder: (folder / "weights").write_bytes(b"final"))
+
+
+def final_or_none(given, error):
+    _, store, _ = given
+    assert store.newest().step == 1
+    final = store.final(intact=True)
+    assert final is not None or error is not None
+
+
+SAVING_LAST = Operation(
+    prepare=one_checkpoint,
+    act=save_final,
+    sound=final_or_none,
+    done=lambda given: given[1].final(intact=True) is not None,
+)
+
+
+def four_checkpoints(folder):
+    store = CheckpointStore(folder)
+    for step in (1, 2, 3, 4):
+        store.save(step, checkpoint_of(step), metrics={})
+    return store
+
+
+def what_is_kept_is_whole(store, error):
+    found = store.list()
+    assert [one.step for one in found][-2:] == [3, 4]
+    assert store.newest().step == 4
+    for one in found:
+        assert damaged_file(one.folder) is None
+        assert (one.adapter / "weights").read_bytes() == bytes([one.step]) * 50
+
+
+TIDYING = Operation(
+    prepare=four_checkpoints,
+    act=lambda store: store.tidy(4, last=3, best=True),
+    sound=what_is_kept_is_whole,
+    done=lambda store: (
+        [(o.step, o.resumable) for o in store.list()] == [(2, False), (3, True), (4, True)]
+    ),
+)
+
+
+# Events: what is reported is kept until it can be written
+
+
+def report(folder):
+    number = sum(1 for _ in folder.iterdir()) + 1
+    reporter = EventReporter(folder / str(number) / "events.jsonl", attempt=number)
+    try:
+        for step in (1, 2, 3):
+            reporter.metrics(step, 3, loss=0.5)
+    finally:
+        reporter.close()
+
+
+def whole_lines_in_order(folder, error):
+    for path in folder.glob("*/events.jsonl"):
+        lines = path.read_bytes().split(b"\n")
+        events = [read_event(line, int(path.parent.name)) for line in lines[:-1]]
+        assert None not in events
+        steps = [event.data["step"] for event in events if event.type == "metric"]
+        assert steps == [1, 2, 3][: len(steps)]
+        if error is None:
+            assert lines[-1] == b""
+            assert len(steps) == 3
+            told = [event for event in events if event.type == "warning"]
+            assert all("none is lost" in event.data["message"] for event in told)
+
+
+REPORTING = Operation(
+    prepare=lambda folder: folder,
+    act=report,
+    sound=whole_lines_in_order,
+    done=lambda folder: len(list(folder.glob("*/events.jsonl"))) > 0,
+)
+
+
 # The home, and the locks in it
 
 
@@ -198,8 +325,18 @@ OPERATIONS = {
     "an attempt's folder": ATTEMPT,
     "an evaluation": KEEPING,
     "rollouts": ROLLOUTS,
+    "a checkpoint": SAVING,
+    "the final adapter": SAVING_LAST,
+    "old checkpoints": TIDYING,
+    "events": REPORTING,
     "a lock in a new home": LOCK,
 }
+
+
+@pytest.fixture(autouse=True)
+def memory_is_enough(monkeypatch):
+    """Syncs are counted and fail, but wait for no real disk: what a power cut does is elsewhere."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 NOTHING_TO_FAIL = {("an attempt's folder", errno.EMFILE)}
