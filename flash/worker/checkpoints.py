@@ -33,7 +33,7 @@ from flash.files import sha256, store_error, sync_file, sync_folder, write_atomi
 from flash.worker.fencing import check_newest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
 MANIFEST: Final = "manifest.json"
 FORMAT: Final = 2
@@ -210,17 +210,23 @@ class CheckpointStore:
             raise store_error("save the checkpoint", folder, error) from error
 
 
-def best_of(saved: Iterable[Checkpoint]) -> Checkpoint | None:
+def best_of(
+    saved: Sequence[Checkpoint], *, before: Mapping[str, float | None] | None = None
+) -> Checkpoint | None:
     """
     Return the checkpoint with the highest held-out reward, or the lowest loss of a run without.
 
-    The first of those that are equal; None where nothing was measured on held-out tasks.
+    The first of those that are equal. None where nothing was measured on held-out tasks, or where
+    it was no worse `before` training, given the numbers that were measured then.
     """
-    saved = list(saved)
     for name, better in _JUDGED_BY:
-        measured = [one for one in saved if math.isfinite(one.metrics.get(name, math.nan))]
+        values = {one.step: one.metrics.get(name, math.nan) for one in saved}
+        measured = [one for one in saved if math.isfinite(values[one.step])]
         if measured:
-            return better(measured, key=lambda one: one.metrics[name])
+            best = better(measured, key=lambda one: values[one.step])
+            start = (before or {}).get(name.removeprefix(HELD_OUT))
+            beaten = start is not None and better(start, values[best.step]) == start
+            return None if beaten else best
     return None
 
 
