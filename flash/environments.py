@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES: Final = 256 << 20
 MOST_FILES: Final = 5000
+_CHUNK_BYTES: Final = 1 << 20
 
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+-]*):.+")
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*){1,2}(@[\w.+-]+)?")
@@ -43,7 +44,7 @@ _LOCAL: Final = ("./", "../", "/", "~")
 
 # Folders that start with a dot are left out as well, and a folder with pyvenv.cfg.
 _FOLDERS_LEFT_OUT: Final = frozenset({"__pycache__", "node_modules"})
-_FILES_LEFT_OUT: Final = (
+_NAMES_LEFT_OUT: Final = (
     "*.env",
     "*.key",
     "*.p12",
@@ -64,6 +65,7 @@ _FILES_LEFT_OUT: Final = (
     "id_ed25519*",
     "id_rsa*",
 )
+_FILES_LEFT_OUT: Final = re.compile("|".join(fnmatch.translate(n.lower()) for n in _NAMES_LEFT_OUT))
 
 
 @attrs.frozen(kw_only=True)
@@ -222,19 +224,37 @@ def snapshot(folder: Path, destination: Path) -> str:
         _check_size(folder, files)
         destination.mkdir(mode=0o700)
         made = True
+        total = hashlib.sha256()
         for relative in files:
             target = destination / relative
             _make_parents(target.parent, destination)
-            shutil.copyfile(folder / relative, target, follow_symlinks=False)
-            target.chmod(0o700 if _is_executable(folder / relative) else 0o600)
-        digest = folder_digest(destination)
+            executable, content = _copy(folder / relative, target)
+            total.update(_line(relative, content, executable=executable))
         whole = True
     except OSError as error:
         raise store_error("copy the environment to", destination, error) from error
     finally:
         if made and not whole:
             shutil.rmtree(destination, ignore_errors=True)
-    return digest
+    return f"sha256:{total.hexdigest()}"
+
+
+def _copy(source: Path, target: Path) -> tuple[bool, str]:
+    """Copy a file, for the owner alone; return whether it is executable, and its SHA-256 in hex."""
+    content = hashlib.sha256()
+    with os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW), "rb") as read:
+        executable = bool(os.fstat(read.fileno()).st_mode & stat.S_IXUSR)
+        mode = 0o700 if executable else 0o600
+        with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as write:
+            while chunk := read.read(_CHUNK_BYTES):
+                content.update(chunk)
+                write.write(chunk)
+    return executable, content.hexdigest()
+
+
+def _line(relative: str, content: str, *, executable: bool) -> bytes:
+    """Return what goes into the digest of a folder for one of its files."""
+    return f"{relative}\0{'x' if executable else '-'}\0{content}\n".encode()
 
 
 def _make_parents(folder: Path, root: Path) -> None:
@@ -252,8 +272,8 @@ def folder_digest(folder: Path) -> str:
     total = hashlib.sha256()
     try:
         for relative in _files(folder):
-            kind = "x" if _is_executable(folder / relative) else "-"
-            total.update(f"{relative}\0{kind}\0{sha256(folder / relative)}\n".encode())
+            path = folder / relative
+            total.update(_line(relative, sha256(path), executable=_is_executable(path)))
     except OSError as error:
         raise store_error("read the environment in", folder, error) from error
     return f"sha256:{total.hexdigest()}"
@@ -307,8 +327,7 @@ def _left_out(entry: os.DirEntry[str], *, is_folder: bool) -> bool:
         return hidden or Path(entry.path, "pyvenv.cfg").exists()
     if entry.name.endswith(".py"):
         return False
-    name = entry.name.lower()
-    return any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in _FILES_LEFT_OUT)
+    return _FILES_LEFT_OUT.fullmatch(entry.name.lower()) is not None
 
 
 def _check_size(folder: Path, files: list[str]) -> None:

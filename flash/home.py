@@ -57,6 +57,8 @@ class FlashHome:
     def folder(self, *parts: str) -> Path:
         """Return `root/parts…`, made with mode 0700 where it did not exist."""
         path = self.root.joinpath(*parts)
+        if path.is_dir():
+            return path
         try:
             for missing in reversed([path, *path.parents]):
                 if missing.is_relative_to(self.root):

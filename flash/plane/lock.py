@@ -33,12 +33,21 @@ def try_lock(path: Path) -> int | None:
     return descriptor
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> contextlib.AbstractContextManager[None]:
     """Hold the lock, waiting for it first."""
+    return _held(path, fcntl.LOCK_EX)
+
+
+def sharing(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock together with others who share it, waiting for whoever holds it alone."""
+    return _held(path, fcntl.LOCK_SH)
+
+
+@contextlib.contextmanager
+def _held(path: Path, kind: int) -> Iterator[None]:
     descriptor = _open(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, kind)
         yield
     finally:
         os.close(descriptor)

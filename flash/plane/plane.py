@@ -7,30 +7,30 @@ moves a run is the supervisor, which is started whenever there is something for 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from flash.environ import worker_environment
-from flash.errors import EnvironmentFault, StoreError, UsageError
-from flash.files import sync_folder
+from flash.errors import StoreError, UsageError
 from flash.plane import daemon
 from flash.plane.database import Database
 from flash.plane.ids import LAST, is_run_id, read_prefix
+from flash.plane.outbox import Outbox
 from flash.plane.records import Records
 from flash.plane.secrets import RunSecrets
-from flash.plane.store import RunStore, committed, incoming_store, tail_lines, write_job
+from flash.plane.store import RunStore, tail_lines
+from flash.plane.submit import Submission, Submitter
 from flash.plane.tail import EventTail
-from flash.worker.checkpoints import CheckpointStore, damaged_file
+from flash.worker.checkpoints import CheckpointStore, best_of, damaged_file
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from flash.home import FlashHome
@@ -43,7 +43,7 @@ _FOLLOW_S: Final = 0.25
 _LOOKS_A_CHECK: Final = 8
 _SHOWN: Final = 40
 _MOST_NAMED: Final = 8
-_CHECKPOINT: Final = re.compile(r"(?P<run>[^/]*)/step-(?P<step>\d{1,12})")
+_CHECKPOINT: Final = re.compile(r"(?P<run>[^/]*)/(?:step-(?P<step>\d{1,12})|best)")
 
 
 @attrs.frozen
@@ -77,8 +77,11 @@ class Plane:
         self._home = home
         self._environ = os.environ if environ is None else environ
         self._supervisor = supervisor
-        self._records = Records(Database(home.database))
+        database = Database(home.database)
+        self._records = Records(database)
+        self._outbox = Outbox(database)
         self._secrets = RunSecrets(home)
+        self._submitter = Submitter(home, self._records, self._secrets)
         self._started: subprocess.Popen[bytes] | None = None
 
     def submit(self, job: Job, *, environment: Path, secrets: Mapping[str, str]) -> Run:
@@ -87,29 +90,17 @@ class Plane:
 
         `environment` is the folder whose digest the job has; the store gets a snapshot of it.
         Raises `StoreError`, or `EnvironmentFault` where the folder has changed, and then no
-        trace of the run is left.
+        trace of the run is left. Submits of several threads share what the disk costs.
         """
-        from flash.environments import snapshot  # and with it the plugin host
+        submission = Submission(job=job, environment=environment, secrets=secrets)
+        return self.submit_all([submission])[0]
 
-        if not is_run_id(job.run):
-            message = f"not a run id: {job.run!r}"
-            raise StoreError(message, hint="report it as a defect of Flash")
+    def submit_all(self, submissions: Sequence[Submission]) -> Sequence[Run]:
+        """Take all of the jobs, or none of them, as `submit` takes one."""
         caller = worker_environment(self._environ) | {"FLASH_HOME": str(self._home.root)}
-        with incoming_store(self._home, job.run) as folder:
-            if snapshot(environment, folder / "environment") != job.environment["digest"]:
-                message = f"{environment} was changed while it was being submitted"
-                raise EnvironmentFault(message, hint="submit again")
-            write_job(folder, job.to_json())
-            self._records.add(
-                job.run,
-                spec=job.spec,
-                caller=caller,
-                put=lambda: self._put(job.run, folder, secrets),
-                take_back=lambda: self._take_back(job.run, folder),
-            )
-            committed(self._path(job.run))
-        self.supervise()
-        return self.run(job.run)
+        runs = self._submitter.submit(submissions, caller)
+        self._start_supervisor()
+        return runs
 
     def run(self, run: str) -> Run:
         """Return the run of exactly this id; raises `UsageError`."""
@@ -168,9 +159,22 @@ class Plane:
         """Return the run's final adapter, once there is one."""
         return CheckpointStore(self.store(run)).final()
 
+    def best(self, run: str) -> Checkpoint | None:
+        """Return the checkpoint that did best on held-out tasks, if better than before training."""
+        before = (
+            event.data
+            for _, event in self.events(run)
+            if event.type == "evaluation" and event.data["step"] == 0
+        )
+        return best_of(self.checkpoints(run), before=next(before, None))
+
     def adapter(self, reference: str) -> Path:
+        """Return the folder of the adapter that `saved` finds, with the same errors."""
+        return self.saved(reference).adapter
+
+    def saved(self, reference: str) -> Checkpoint:
         """
-        Return the adapter's folder of `<run>` (its final one) or `<run>/step-N`.
+        Return what `<run>` (its final adapter), `<run>/step-N` or `<run>/best` names.
 
         Raises `UsageError` where there is none, and names those there are; `StoreError` where a
         file of it is not what was saved.
@@ -179,16 +183,20 @@ class Plane:
         run = self.find(match["run"] if match else reference)
         saved = self.checkpoints(run.id)
         if match is None:
-            final = self.final(run.id)
-            if final is not None:
-                return _undamaged(final)
+            found = self.final(run.id)
             message = f"the run {run.id} is {run.state} and has no final adapter"
+        elif match["step"] is None:
+            found = self.best(run.id)
+            message = (
+                f"the run {run.id} has no best checkpoint: none is known to be better on held-out "
+                "tasks than before training"
+            )
         else:
             step = int(match["step"])
             found = next((checkpoint for checkpoint in saved if checkpoint.step == step), None)
-            if found is not None:
-                return _undamaged(found)
             message = f"the run {run.id} has no complete checkpoint of step {step}"
+        if found is not None:
+            return _undamaged(found)
         steps = ", ".join(f"{run.id}/step-{checkpoint.step}" for checkpoint in saved[-_MOST_NAMED:])
         raise UsageError(message, hint=f"it has {steps}" if steps else "it has no checkpoint")
 
@@ -196,9 +204,35 @@ class Plane:
         """Ask for the end of a run and return it; a run that has ended stays as it is."""
         self._records.request_cancel(run)
         found = self.run(run)
-        if found.final:
-            self._secrets.forget(run)
+        # Where there is still something to tell of it, the supervisor forgets them later.
+        self._outbox.once_ended(run, lambda told: self._secrets.forget(run) if told else None)
         self.supervise()
+        return found
+
+    def resume(
+        self,
+        run: str,
+        *,
+        secrets: Callable[[Sequence[str]], Mapping[str, str]],
+        budget: Mapping[str, Any] | None = None,
+    ) -> Run:
+        """
+        Have a failed or cancelled run go on from its newest checkpoint, as a new attempt.
+
+        `secrets` finds the values that the job names: they were forgotten when it ended. `budget`
+        replaces settings of its `[budget]`. Raises `UsageError` for a run that is done or has not
+        ended, and `StoreError` where its store is gone.
+        """
+        check_resumable(self.run(run))
+        values = secrets(RunStore(self.store(run)).job()["secrets"])
+        # Beside the change, so that no supervisor sees one without the other.
+        resumed = self._records.resume(
+            run, budget=budget, put=lambda: self._secrets.replace(run, values)
+        )
+        found = self.run(run)
+        if not resumed:
+            check_resumable(found)
+        self._start_supervisor()
         return found
 
     def follow(self, run: str) -> Iterator[Update]:
@@ -224,40 +258,41 @@ class Plane:
 
         Raises `StoreError` where the one that this object started before could not go on.
         """
+        unfinished = self._records.unsettled()
+        if unfinished or self._secrets.left_over(unfinished) or self._outbox.untold():
+            self._start_supervisor()
+
+    def _start_supervisor(self) -> None:
         if self._started is not None and self._started.poll():
             log = daemon.log_path(self._home)
             said = "\n".join(tail_lines(log, 1))
             message = f"the supervisor ended with exit code {self._started.returncode}: {said}"
             raise StoreError(message, hint=f"its log: {log}")
-        unfinished = self._records.unsettled()
-        if unfinished or self._secrets.left_over(unfinished):
-            started = daemon.start_supervisor(self._home, self._supervisor)
-            self._started = started or self._started
-
-    def _put(self, run: str, folder: Path, secrets: Mapping[str, str]) -> None:
-        self._secrets.keep(run, secrets)
-        folder.rename(self._path(run))
-        sync_folder(self._home.runs)
-
-    def _take_back(self, run: str, folder: Path) -> None:
-        self._secrets.forget(run)
-        if not folder.exists():
-            # A supervisor that started just now may have swept it away already.
-            with contextlib.suppress(FileNotFoundError):
-                self._path(run).rename(folder)
+        started = daemon.start_supervisor(self._home, self._supervisor)
+        self._started = started or self._started
 
     def _path(self, run: str) -> Path:
         return self._home.runs / run
 
 
-def _undamaged(checkpoint: Checkpoint) -> Path:
+def _undamaged(checkpoint: Checkpoint) -> Checkpoint:
     damaged = damaged_file(checkpoint.folder)
     if damaged is not None:
         path = checkpoint.folder / damaged
         message = f"{path} is damaged: it is not what the checkpoint's manifest says was saved"
         hint = "take another: flash checkpoints lists them"
         raise StoreError(message, hint=hint)
-    return checkpoint.adapter
+    return checkpoint
+
+
+def check_resumable(run: Run) -> None:
+    """Raise `UsageError` for a run that cannot be resumed: it is done, or goes on already."""
+    if run.state == "done":
+        message = f"the run {run.id} is done: there is nothing left to train"
+        raise UsageError(message, hint="its job is frozen: to train on, submit a config again")
+    if not run.final:
+        message = f"the run {run.id} has not ended: it is {run.state}"
+        raise UsageError(message, hint=f"flash status {run.id} --follow")
 
 
 def _no_run(text: str) -> UsageError:

@@ -42,6 +42,12 @@ _NEXT_CHANGE = sa.select(
     sa.func.coalesce(sa.func.max(tables.runs.c.change), 0) + 1
 ).scalar_subquery()
 
+_ADD = (
+    tables.runs.insert()
+    .values(change=_NEXT_CHANGE)
+    .returning(tables.runs, sort_by_parameter_order=True)
+)
+
 
 class Records:
     """The runs and attempts of one database. Changes answer whether they took place."""
@@ -84,9 +90,9 @@ class Records:
         *,
         put: Callable[[], None],
         take_back: Callable[[], None],
-    ) -> None:
+    ) -> list[Run]:
         """
-        Add queued runs; they are there with all their files, or none of them is.
+        Add queued runs and return them; they are there with all their files, or none of them is.
 
         A row has the run's `id`, `spec` and `caller`. `put` puts the files in place, inside the
         transaction; `take_back` undoes that where the transaction fails after. Raises
@@ -97,12 +103,11 @@ class Records:
         putting = False
         try:
             with self._database.writing() as connection:
-                connection.execute(
-                    tables.runs.insert().values(change=_NEXT_CHANGE),
-                    [{**row, **same} for row in rows],
-                )
+                added = connection.execute(_ADD, [{**row, **same} for row in rows])
+                runs = [Run(**row) for row in added.mappings()]
                 putting = True
                 put()
+                return runs
         except BaseException as error:
             if putting:
                 take_back()
@@ -118,12 +123,18 @@ class Records:
         with self._database.writing() as connection:
             self._move(connection, run, "ask_cancel")
 
-    def resume(self, run: str, *, budget: Mapping[str, Any] | None = None) -> bool:
+    def resume(
+        self,
+        run: str,
+        *,
+        budget: Mapping[str, Any] | None = None,
+        put: Callable[[], None] = lambda: None,
+    ) -> bool:
         """
         Have a failed or cancelled run go on; says whether it was one.
 
         What was tried before does not count as a try any more. `budget` replaces settings of the
-        run's `[budget]`.
+        run's `[budget]`. `put` puts what it needs in place, inside the transaction.
         """
         last = sa.select(sa.func.coalesce(sa.func.max(tables.attempts.c.number), 0)).where(
             tables.attempts.c.run == run
@@ -135,7 +146,17 @@ class Records:
                 spec = connection.scalar(sa.select(found).where(tables.runs.c.id == run)) or {}
                 values["spec"] = {**spec, "budget": {**spec.get("budget", {}), **budget}}
                 values["budget_warned"] = False
-            return self._move(connection, run, "resume", **values)
+            moved = self._move(connection, run, "resume", **values)
+            if moved:
+                row = tables.attempts.c
+                words = sa.func.coalesce(row.then + "; ", "") + "resumed by hand"
+                connection.execute(
+                    tables.attempts.update()
+                    .where(row.run == run, row.number == last.scalar_subquery())
+                    .values(then=words)
+                )
+                put()
+            return moved
 
     # What is read.
 
@@ -146,13 +167,6 @@ class Records:
     def runs(self, *, prefix: str = "") -> list[Run]:
         """Return the runs whose id starts with `prefix`, newest first."""
         return self._runs(tables.runs.c.id.startswith(prefix, autoescape=True))
-
-    def named(self, runs: Sequence[str]) -> list[Run]:
-        """Return the runs of these ids, in their order; those that are not there are left out."""
-        found = {
-            run.id: run for part in _parts(runs) for run in self._runs(tables.runs.c.id.in_(part))
-        }
-        return [found[run] for run in runs if run in found]
 
     def newest(self) -> Run | None:
         """Return the newest run, or None."""
@@ -211,7 +225,7 @@ class Records:
             return {(row.run, row.number) for row in connection.execute(query)}
 
     def places(self, since_s: float) -> list[tuple[str, Mapping[str, Any]]]:
-        """Return each provider, with its table, that an attempt since then was launched on."""
+        """Return each provider, with its run's tables, that an attempt since was launched on."""
         table = sa.func.json_extract(tables.runs.c.spec, "$.provider")
         query = (
             sa.select(tables.attempts.c.provider, table.label("tables"))
@@ -221,7 +235,7 @@ class Records:
         )
         with self._database.reading() as connection:
             found = connection.execute(query).all()
-        return [(row.provider, _read(row.tables).get(row.provider, {})) for row in found]
+        return [(row.provider, _read(row.tables)) for row in found]
 
     # What the supervisor writes.
 

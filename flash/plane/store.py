@@ -9,30 +9,30 @@ A run's folder: where things are in it, and how it comes to be.
     result.json
 
 A store is built under a name that no run has and renamed into place, so it is there whole or not
-at all. What an interrupted submit left under such a name is told from one in progress by a lock
-on the folder, and swept away. One that was interrupted after the rename left a mark in the store
-and no run in the database. Without the mark a store stays, whatever the database says: it may be
-a new one, because the old one was damaged.
+at all. What an interrupted submit left under such a name is swept away when none is in progress,
+which a lock that they share tells. One that was interrupted after the rename left a mark in the
+store and no run in the database. Without the mark a store stays, whatever the database says: it
+may be a new one, because the old one was damaged.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - attrs reads the annotations
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from flash.files import store_error, sync_file, sync_folder, write_atomic
+from flash.files import store_error
 from flash.job import read_job
 from flash.plane.ids import is_run_id
+from flash.plane.lock import sharing, try_lock
 from flash.worker.reporter import read_event
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from flash.home import FlashHome
     from flash.values import Event
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _INCOMING = ".incoming-"
 _UNCOMMITTED = ".uncommitted"
 _TAIL_BYTES = 1 << 16
+_ERROR_WITHIN_BYTES = 1 << 20
 
 
 @attrs.frozen
@@ -73,18 +74,20 @@ class RunStore:
     def last_error(self, number: int) -> Event | None:
         """Return the last error that the worker of an attempt reported."""
         path = self.attempt(number) / "events.jsonl"
-        events = (read_event(line) for line in tail_lines(path))
+        events = (read_event(line, number) for line in tail_lines(path, most_bytes=_ERROR_WITHIN_BYTES))
         return next(
             (e for e in reversed(list(events)) if e is not None and e.type == "error"), None
         )
 
 
-def tail_lines(path: Path, most: int | None = None) -> list[str]:
+def tail_lines(
+    path: Path, most: int | None = None, *, most_bytes: int = _TAIL_BYTES
+) -> list[str]:
     """Return the last lines of a text file, read from its end; none where there is no file."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            start = max(0, size - _TAIL_BYTES)
+            start = max(0, size - most_bytes)
             file.seek(start)
             content = file.read()
     except FileNotFoundError:
@@ -98,38 +101,36 @@ def tail_lines(path: Path, most: int | None = None) -> list[str]:
 
 
 @contextlib.contextmanager
-def incoming_store(home: FlashHome, run: str) -> Iterator[Path]:
+def incoming_stores(home: FlashHome, runs: Sequence[str]) -> Iterator[list[Path]]:
     """
-    Give an empty folder to build the store of `run` in; it is removed unless it was renamed.
+    Give an empty folder for each run to build its store in; those not renamed are removed.
 
     Raises `StoreError` where the disk fails.
     """
-    folder = home.runs / f"{_INCOMING}{run}"
-    lock = -1
-    try:
-        folder.mkdir(mode=0o700)
-    except OSError as error:
-        raise store_error("make the folder", folder, error) from error
-    try:
-        lock = os.open(folder, os.O_RDONLY)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield folder
-    except OSError as error:
-        raise store_error("write", folder, error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock >= 0:
-            os.close(lock)
+    parent = home.runs
+    folders = [parent / f"{_INCOMING}{run}" for run in runs]
+    made = []
+    with sharing(_submits(home)):
+        try:
+            for folder in folders:
+                folder.mkdir(mode=0o700)
+                made.append(folder)
+            yield folders
+        except OSError as error:
+            where = folders[0] if len(folders) == 1 else parent
+            raise store_error("write", where, error) from error
+        finally:
+            for folder in made:
+                if folder.exists():
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_job(folder: Path, manifest: bytes) -> None:
-    """Write the manifest and make all that is in `folder` survive a power cut."""
-    write_atomic(folder / _UNCOMMITTED, b"")
-    write_atomic(folder / "job.json", manifest)
-    for current, _, files in os.walk(folder):
-        for name in files:
-            sync_file(Path(current, name))
-        sync_folder(Path(current))
+    """Write the manifest and the mark of a store that is not in the database yet."""
+    for name, content in ((_UNCOMMITTED, b""), ("job.json", manifest)):
+        descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
 
 
 def committed(folder: Path) -> None:
@@ -152,12 +153,17 @@ def sweep_uncommitted(home: FlashHome, runs: Collection[str]) -> None:
 
 
 def sweep_incoming(home: FlashHome) -> None:
-    """Remove what submits that were cut short have left."""
-    for folder in home.runs.glob(f"{_INCOMING}*"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError):
-            lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(lock)
+    """Remove what submits that were cut short have left, unless one is in progress."""
+    lock = try_lock(_submits(home))
+    if lock is None:
+        return
+    try:
+        for folder in home.runs.glob(f"{_INCOMING}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _submits(home: FlashHome) -> Path:
+    """Return the file whose lock the submits in progress share."""
+    return home.folder() / "submits.lock"

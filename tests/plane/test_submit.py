@@ -12,7 +12,7 @@ import pytest
 from flash.errors import EnvironmentFault, StoreError
 from flash.home import FlashHome
 from flash.plane.plane import Plane
-from flash.plane.store import incoming_store, sweep_incoming, sweep_uncommitted
+from flash.plane.store import incoming_stores, sweep_incoming, sweep_uncommitted
 
 WAITS = 1e6
 """GiB that no machine here has: the run stays queued."""
@@ -135,14 +135,14 @@ def test_a_submit_that_was_killed_leaves_nothing_after_the_next_supervisor(fresh
         "from flash.plane.database import Database\n"
         "from flash.plane.records import Records\n"
         "from flash.plane.secrets import RunSecrets\n"
-        "from flash.plane.store import incoming_store, write_job\n"
+        "from flash.plane.store import incoming_stores, write_job\n"
         "home = FlashHome.from_environment()\n"
         "def put():\n"
-        "    RunSecrets(home).keep('0abcdefgh', {'KEY': 'value-1234'})\n"
+        "    RunSecrets(home).keep({'0abcdefgh': {'KEY': 'value-1234'}})\n"
         "    if sys.argv[1] == 'before its commit':\n"
         "        folder.rename(home.runs / '0abcdefgh')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "with incoming_store(home, '0abcdefgh') as folder:\n"
+        "with incoming_stores(home, ['0abcdefgh']) as (folder,):\n"
         "    write_job(folder, b'{}')\n"
         "    Records(Database(home.database)).add(\n"
         "        '0abcdefgh', spec={}, caller={}, put=put, take_back=lambda: None)\n"
@@ -175,15 +175,16 @@ def test_a_store_whose_run_is_in_the_database_is_not_swept_away(quiet):
 
 
 def test_a_second_submit_of_one_id_leaves_the_first_its_folder(quiet):
-    with incoming_store(quiet.home, "0abcdefgh") as folder:
-        with pytest.raises(StoreError, match="exists"), incoming_store(quiet.home, "0abcdefgh"):
+    with incoming_stores(quiet.home, ["0abcdefgh"]) as (folder,):
+        twice = incoming_stores(quiet.home, ["0abcdefgh"])
+        with pytest.raises(StoreError, match="exists"), twice:
             pass
 
         assert folder.is_dir()
 
 
 def test_a_submit_in_progress_is_not_swept_away(quiet):
-    with incoming_store(quiet.home, "0abcdefgh") as folder:
+    with incoming_stores(quiet.home, ["0abcdefgh"]) as (folder,):
         (folder / "job.json").write_text("{}")
 
         sweep_incoming(quiet.home)

@@ -1,0 +1,166 @@
+"""
+Submitting: the stores, secrets and rows of one run or many, on the disk to stay, or none of them.
+
+The files are written under names that no run has. One barrier makes them durable, then one
+transaction puts them in place and adds the rows. Submits of several threads share both: whoever
+has the turn commits for all who wait for it. A group that fails is done again one by one, so that
+each submit fails or succeeds for itself.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import threading
+from pathlib import Path  # noqa: TC003 - attrs reads the annotations
+from typing import TYPE_CHECKING
+
+import attrs
+
+from flash.errors import EnvironmentFault, StoreError
+from flash.files import sync_folder
+from flash.job import Job  # noqa: TC001 - attrs reads the annotations
+from flash.plane.barrier import barrier, tree
+from flash.plane.ids import is_run_id
+from flash.plane.store import committed, incoming_stores, write_job
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flash.home import FlashHome
+    from flash.plane.records import Records
+    from flash.plane.runs import Run
+    from flash.plane.secrets import RunSecrets
+
+
+@attrs.frozen(kw_only=True)
+class Submission:
+    """A job, the folder whose digest it has, and the values of the secrets that it names."""
+
+    job: Job
+    environment: Path
+    secrets: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+
+
+@attrs.define(eq=False)
+class _Batch:
+    """Submissions that are committed together, by where the store of each was built."""
+
+    built: Mapping[Path, Submission]
+    caller: Mapping[str, str]
+    tried: bool = False
+    runs: Sequence[Run] = ()
+
+
+class Submitter:
+    """Submits to one home, from any thread."""
+
+    def __init__(self, home: FlashHome, records: Records, secrets: RunSecrets) -> None:
+        self._home = home
+        self._records = records
+        self._secrets = secrets
+        self._turn = threading.Lock()
+        self._waiting: collections.deque[_Batch] = collections.deque()
+
+    def submit(self, submissions: Sequence[Submission], caller: Mapping[str, str]) -> Sequence[Run]:
+        """
+        Take all of the jobs; they are on the disk to stay when this returns their runs.
+
+        `caller` is what is kept of the submitting shell's variables. Each store gets a snapshot
+        of its own, and shares no file with another. Raises `StoreError`, or `EnvironmentFault`
+        where a folder has changed, and then no trace of any is left.
+        """
+        runs = [submission.job.run for submission in submissions]
+        _check(runs)
+        if not runs:
+            return []
+        with incoming_stores(self._home, runs) as folders:
+            for folder, submission in zip(folders, submissions, strict=True):
+                _build(folder, submission)
+            batch = _Batch(dict(zip(folders, submissions, strict=True)), caller)
+            self._commit(batch)
+            parent = self._home.runs
+            for run in runs:
+                committed(parent / run)
+        return batch.runs
+
+    def _commit(self, batch: _Batch) -> None:
+        self._waiting.append(batch)
+        try:
+            with self._turn:
+                self._take_turn(batch)
+        finally:
+            if not batch.runs:
+                # One that was interrupted takes its folders with it: nobody may commit it now.
+                with self._turn, contextlib.suppress(ValueError):
+                    self._waiting.remove(batch)
+
+    def _take_turn(self, batch: _Batch) -> None:
+        group = [] if batch.tried else self._group()
+        if len(group) > 1:
+            # Whatever failed is met again, and raised, by the batch that it is about.
+            with contextlib.suppress(Exception):
+                self._write(group)
+        if not batch.runs:
+            self._write([batch])
+
+    def _group(self) -> list[_Batch]:
+        """Return all that wait; one that failed with its group is on its own from then on."""
+        group = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        for batch in group:
+            batch.tried = True
+        return group
+
+    def _write(self, group: Sequence[_Batch]) -> None:
+        built = {folder: one for batch in group for folder, one in batch.built.items()}
+        rows = [
+            {"id": one.job.run, "spec": one.job.spec, "caller": dict(batch.caller)}
+            for batch in group
+            for one in batch.built.values()
+        ]
+        barrier(path for folder in built for path in tree(folder))
+        added = iter(
+            self._records.add_all(
+                rows,
+                put=lambda: self._put(built),
+                take_back=lambda: self._take_back(built),
+            )
+        )
+        for batch in group:
+            batch.runs = list(itertools.islice(added, len(batch.built)))
+
+    def _put(self, built: Mapping[Path, Submission]) -> None:
+        self._secrets.keep({one.job.run: one.secrets for one in built.values()})
+        runs = self._home.runs
+        for folder, one in built.items():
+            folder.rename(runs / one.job.run)
+        sync_folder(runs)
+
+    def _take_back(self, built: Mapping[Path, Submission]) -> None:
+        for folder, one in built.items():
+            self._secrets.forget(one.job.run)
+            if not folder.exists():
+                # A supervisor that started just now may have swept it away already.
+                with contextlib.suppress(FileNotFoundError):
+                    (self._home.runs / one.job.run).rename(folder)
+
+
+def _check(runs: Sequence[str]) -> None:
+    for run in runs:
+        if not is_run_id(run):
+            message = f"not a run id: {run!r}"
+            raise StoreError(message, hint="report it as a defect of Flash")
+    if len(set(runs)) < len(runs):
+        message = "two of the submitted jobs have one id"
+        raise StoreError(message, hint="submit again; they will get other ids")
+
+
+def _build(folder: Path, submission: Submission) -> None:
+    from flash.environments import snapshot  # and with it the plugin host
+
+    digest = submission.job.environment["digest"]
+    if snapshot(submission.environment, folder / "environment") != digest:
+        message = f"{submission.environment} was changed while it was being submitted"
+        raise EnvironmentFault(message, hint="submit again")
+    write_job(folder, submission.job.to_json())
