@@ -119,7 +119,7 @@ def make_plan(
     """
     Plan what the layers say.
 
-    `find_run` returns the adapter's folder of `<run>` or `<run>/step-N`, or raises. With `offline`,
+    `find_run` returns the adapter's folder of a run or its checkpoint, or raises. With `offline`,
     nothing is fetched and providers that need a network are not asked. Raises only `StoreError`.
     """
     return _Planner(resolved, host, home, find_run=find_run, offline=offline).plan()

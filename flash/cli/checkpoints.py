@@ -13,23 +13,21 @@ from flash.cli.progress import Progress, measure_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flash.cli.progress import Measure
     from flash.worker.checkpoints import Checkpoint
 
 JSON_KEYS: Final = {
-    "checkpoint": "`RUN/step-N`, as `flash eval` takes it",
+    "checkpoint": "`RUN/step-N`, as `flash eval` takes it; `RUN/best` is the best of them",
     "step": "N",
     "loss": "the held-out loss there, or null where it was not measured",
     "reward": "the mean reward on held-out tasks there, or null where it was not measured",
     "best": "whether that is the highest reward of all, or the lowest loss, and better than before "
     "training",
     "last": "whether it is the newest",
+    "resumable": "whether the run can go on from there; of older ones only the adapter stays",
     "created_s": "when it was saved, in seconds since 1970",
     "size_bytes": "of all its files",
     "adapter": "the folder of its adapter",
 }
-
-_HELD_OUT = "eval_"
 
 
 @click.command()
@@ -44,15 +42,16 @@ def checkpoints(app: App, run: str, *, as_json: bool) -> None:
     none is, where that was no worse before training.
     """
     from flash.plane.plane import Plane
+    from flash.worker.checkpoints import HELD_OUT, best_of
 
     plane = Plane(app.home)
     record = plane.find(run)
     saved = plane.checkpoints(record.id)
-    measure = measure_of(name.removeprefix(_HELD_OUT) for one in saved for name in one.metrics)
+    measure = measure_of(name.removeprefix(HELD_OUT) for one in saved for name in one.metrics)
     progress = Progress()
     progress.take(plane.events(record.id))
-    before = progress.evaluations.get(0, {}).get(measure.name)
-    found = _described(record.id, saved, measure, before)
+    start = progress.evaluations.get(0, {})
+    found = _described(record.id, saved, best_of(saved, before=start))
     if as_json:
         print_json(found)
     elif not found:
@@ -72,31 +71,24 @@ def checkpoints(app: App, run: str, *, as_json: bool) -> None:
             ],
             right=(title, "size"),
         )
+        before = start.get(measure.name)
         if before is not None and not any(item["best"] for item in found):
             note(f"none is better than before training: {title} {measure.form.format(before)}")
 
 
 def _described(
-    run: str, saved: Sequence[Checkpoint], measure: Measure, before: float | None
+    run: str, saved: Sequence[Checkpoint], best: Checkpoint | None
 ) -> list[dict[str, Any]]:
-    """
-    Return what `--json` prints.
-
-    The best is the first of those with the best held-out value, if that beats `before` training.
-    """
-    name = f"{_HELD_OUT}{measure.name}"
-    values = {one.step: one.metrics[name] for one in saved if name in one.metrics}
-    best = measure.best(values, key=values.__getitem__, default=None)
-    if before is not None and values and measure.best(before, values[best]) == before:
-        best = None
+    """Return what `--json` prints."""
     return [
         {
             "checkpoint": f"{run}/step-{one.step}",
             "step": one.step,
             "loss": one.metrics.get("eval_loss"),
             "reward": one.metrics.get("eval_reward"),
-            "best": one.step == best and best is not None,
+            "best": one is best,
             "last": one is saved[-1],
+            "resumable": one.resumable,
             "created_s": one.created_s,
             "size_bytes": one.size_bytes,
             "adapter": str(one.adapter),

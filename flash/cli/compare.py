@@ -114,13 +114,11 @@ def _hint(found: Mapping[str, Any]) -> str:
 def _side(plane: Plane, text: str) -> _Side:
     from flash.plane.store import RunStore
 
-    reference, _, checkpoint = text.partition("/step-")
+    reference, _, checkpoint = text.partition("/")
     run = plane.find(reference).id
-    if checkpoint:
-        plane.adapter(text)  # raises where there is no such step
     return _Side(
         run=run,
-        step=int(checkpoint) if checkpoint else None,
+        step=plane.saved(text).step if checkpoint else None,
         job=RunStore(plane.store(run)).job(),
         metrics=_curves(plane.events(run), "metric"),
         held_out=_curves(plane.events(run), "evaluation"),

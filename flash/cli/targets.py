@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flash.plane.plane import Plane
 
 DEFAULT_KEY: Final = "OPENAI_API_KEY"
-_CHECKPOINT = re.compile(r"[^/]+/step-(\d+)")
+_CHECKPOINT = re.compile(r"[^/]+/(step-\d+|best)")
 
 
 @attrs.frozen(kw_only=True)
@@ -85,17 +85,16 @@ def _run(plane: Plane, text: str) -> Target:
     from flash.job import Job
     from flash.plane.store import RunStore
 
-    adapter = plane.adapter(text)
+    saved = plane.saved(text)
     run = plane.find(text.partition("/")[0]).id
     store = RunStore(plane.store(run))
     job = Job.from_dict(store.job())
-    checkpoint = _CHECKPOINT.fullmatch(text)
     return Target(
         text=text,
         model=job.model,
-        adapter=adapter,
+        adapter=saved.adapter,
         run=run,
-        step=int(checkpoint[1]) if checkpoint else None,
+        step=saved.step,
         thinking=job.spec["thinking"],
         temperature=job.spec.get("train", {}).get("temperature"),
         reference=job.environment["reference"],

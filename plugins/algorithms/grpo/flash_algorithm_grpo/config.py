@@ -142,7 +142,7 @@ class GrpoConfig:
     )
     init_from_adapter: str | None = setting(
         None,
-        doc="Start from this adapter instead of a fresh one: `<run>`, `<run>/step-N`, a folder or "
-        "a Hugging Face id. Rank, alpha and modules are taken from it.",
+        doc="Start from this adapter instead of a fresh one: `<run>`, `<run>/step-N`, "
+        "`<run>/best`, a folder or a Hugging Face id. Rank, alpha and modules are taken from it.",
         non_empty=True,
     )
