@@ -74,15 +74,15 @@ class RunStore:
     def last_error(self, number: int) -> Event | None:
         """Return the last error that the worker of an attempt reported."""
         path = self.attempt(number) / "events.jsonl"
-        events = (read_event(line, number) for line in tail_lines(path, most_bytes=_ERROR_WITHIN_BYTES))
+        events = (
+            read_event(line, number) for line in tail_lines(path, most_bytes=_ERROR_WITHIN_BYTES)
+        )
         return next(
             (e for e in reversed(list(events)) if e is not None and e.type == "error"), None
         )
 
 
-def tail_lines(
-    path: Path, most: int | None = None, *, most_bytes: int = _TAIL_BYTES
-) -> list[str]:
+def tail_lines(path: Path, most: int | None = None, *, most_bytes: int = _TAIL_BYTES) -> list[str]:
     """Return the last lines of a text file, read from its end; none where there is no file."""
     try:
         with path.open("rb") as file:
