@@ -24,6 +24,7 @@ from flash.cli import (
     evaluations,
     models,
     plugins,
+    resume,
     rollouts,
     runs,
     status,
@@ -31,6 +32,7 @@ from flash.cli import (
     version,
 )
 from flash.cli import eval as eval_
+from flash.cli.budget import BUDGET_KEYS
 from flash.cli.root import root
 from flash.spec.reference import configuration_page
 
@@ -60,9 +62,17 @@ JSON_OUTPUTS: Final = {
         "`--background --json` prints one object:": train.JSON_KEYS,
         "`--json` alone prints, when the run ends, what `flash status --json` does.": {},
     },
-    "flash status": {_OBJECT: status.JSON_KEYS, "Each of `attempts`:": status.ATTEMPT_KEYS},
+    "flash status": {
+        _OBJECT: status.JSON_KEYS,
+        "`budget`:": BUDGET_KEYS,
+        "Each of `attempts`:": status.ATTEMPT_KEYS,
+    },
     "flash runs": {f"{_ARRAY} run:": runs.JSON_KEYS},
     "flash cancel": {_OBJECT: cancel.JSON_KEYS},
+    "flash resume": {
+        "`--background --json` prints one object:": resume.JSON_KEYS,
+        "`--json` alone prints, when the run ends, what `flash status --json` does.": {},
+    },
     "flash checkpoints": {f"{_ARRAY} checkpoint:": checkpoints.JSON_KEYS},
     "flash rollouts": {
         "`--json` prints one object, without `--diff`:": rollouts.JSON_KEYS,

@@ -14,6 +14,7 @@ COMMANDS = {
     "status": ("flash.cli.status:status", "Show how a run is doing; follow it, read its log."),
     "runs": ("flash.cli.runs:runs", "List the runs."),
     "cancel": ("flash.cli.cancel:cancel", "Stop a run and keep its checkpoints."),
+    "resume": ("flash.cli.resume:resume", "Have a run go on that failed or was cancelled."),
     "checkpoints": ("flash.cli.checkpoints:checkpoints", "List a run's checkpoints."),
     "rollouts": ("flash.cli.rollouts:rollouts", "Show what a run sampled and what it was worth."),
     "eval": ("flash.cli.eval:eval_", "Score a run, a checkpoint or a model on held-out rows."),

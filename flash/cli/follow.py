@@ -11,7 +11,9 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from flash.cli import output
+from flash.cli.budget import budget_line
 from flash.cli.progress import Progress, duration, held_out_line, metric_line, sparkline
+from flash.cli.story import ended_as, has_limits, waiting
 from flash.plane.tail import LogTail
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ class Lines:
                     self._show_metric()
             elif (text := sentence(event)) is not None and self._is_news(event, attempt):
                 (output.warn if event.type == "warning" else output.out)(text)
-        for text in retries(update.attempts, self._ended):
+        for text in retries(update.run, update.attempts, self._ended):
             self._ended += 1
             output.warn(text)
         if update.run.final:
@@ -143,11 +145,15 @@ def sentence(event: Event) -> str | None:
     return held_out_line(data) if event.type == "evaluation" else None
 
 
-def retries(attempts: Sequence[Attempt], known: int) -> Iterator[str]:
-    """Yield a line for each attempt beyond the first `known` that another one has followed."""
-    for attempt in attempts[known:-1]:
-        why = f" ({attempt.detail})" if attempt.detail else ""
-        yield f"attempt {attempt.number} ended as {attempt.outcome}{why}; the run was started again"
+def retries(run: Run, attempts: Sequence[Attempt], known: int) -> Iterator[str]:
+    """Yield a line for each attempt beyond the first `known` that ended and was not the last."""
+    ended = attempts[:-1] if run.final else attempts
+    for attempt in ended[known:]:
+        if attempt.outcome is None:
+            return
+        yield f"attempt {attempt.number} {ended_as(attempt)}" + (
+            f"; {attempt.then}" if attempt.then else ""
+        )
 
 
 @contextlib.contextmanager
@@ -171,17 +177,17 @@ class _Live:
             self._progress.take([(attempt, event)])
             if event.type not in {"metric", "phase"} and (text := sentence(event)) is not None:
                 self._say(text, "yellow" if event.type == "warning" else "dim")
-        for text in retries(update.attempts, self._ended):
+        for text in retries(update.run, update.attempts, self._ended):
             self._ended += 1
             self._say(text, "yellow")
-        self._live.update(panel(update.run, self._progress))
+        self._live.update(panel(update.run, update.attempts, self._progress))
 
     def _say(self, text: str, style: str) -> None:
         self._live.console.print(output.clean(text), style=style)
 
 
-def panel(run: Run, progress: Progress) -> RenderableType:
-    """Return the live lines: state and phase, a bar, the numbers, the curve."""
+def panel(run: Run, attempts: Sequence[Attempt], progress: Progress) -> RenderableType:
+    """Return the live lines: state and phase, a bar, the numbers, the curve, what is used up."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
@@ -192,8 +198,9 @@ def panel(run: Run, progress: Progress) -> RenderableType:
     # A grid, not a group: a bar does not end its line.
     lines = Table.grid()
     lines.add_row(Text(head, style="bold"))
-    if run.waiting:
-        lines.add_row(Text(output.clean(f"waiting: {run.waiting}", lines=False)))
+    waits = waiting(run, attempts, time.time())
+    if waits:
+        lines.add_row(Text(output.clean(waits, lines=False)))
     if progress.step is not None and progress.total:
         bar = ProgressBar(total=progress.total, completed=progress.step, width=_BAR_WIDTH)
         lines.add_row(bar)
@@ -202,6 +209,9 @@ def panel(run: Run, progress: Progress) -> RenderableType:
     if values:
         curve = sparkline(values, SPARKLINE_WIDTH)
         lines.add_row(Text(f"{name} {values[0]:.3f} {curve}", style="cyan"))
+    used = budget_line(run, attempts) if has_limits(run) else None
+    if used:
+        lines.add_row(Text(used))
     return lines
 
 

@@ -76,10 +76,12 @@ class Progress:
     The state of one run, folded from its events.
 
     `curves` maps a measure's name to its value by step, `evaluations` a step to its held-out
-    numbers; a step that a later attempt repeats is overwritten. However many there are, it stays
-    small: of too many steps every other one goes, of too many warnings the oldest.
+    numbers; where a later attempt takes up, the steps of the one before end. `attempt` is the one
+    that reported last, and each warning is there once. However many there are, it stays small: of
+    too many steps every other one goes, of too many warnings the oldest.
     """
 
+    attempt: int = 0
     phase: str | None = None
     step: int | None = None
     total: int | None = None
@@ -87,11 +89,15 @@ class Progress:
     curves: dict[str, dict[int, float]] = attrs.field(factory=lambda: {"loss": {}, "reward": {}})
     evaluations: dict[int, dict[str, float | None]] = attrs.field(factory=dict)
     warnings: list[str] = attrs.field(factory=list)
+    _measured: int = 0
 
     def take(self, events: Iterable[tuple[int, Event]]) -> None:
         """Fold in more events."""
-        for _, event in events:
+        for attempt, event in events:
             data: Any = event.data
+            self.attempt = attempt
+            if event.type in {"metric", "evaluation"}:
+                self._take_up(attempt, data["step"])
             if event.type == "phase":
                 self.phase = data["name"]
             elif event.type == "metric":
@@ -106,9 +112,17 @@ class Progress:
             elif event.type == "evaluation":
                 self.evaluations[data["step"]] = dict(data)
                 thin(self.evaluations, _MOST_EVALUATIONS)
-            elif event.type == "warning":
+            elif event.type == "warning" and data["message"] not in self.warnings:
                 self.warnings.append(data["message"])
                 del self.warnings[:-_MOST_WARNINGS]
+
+    def _take_up(self, attempt: int, step: int) -> None:
+        """Where an attempt begins to measure, forget the steps that the ones before had beyond."""
+        if attempt > self._measured > 0:
+            for by_step in (*self.curves.values(), self.evaluations):
+                for undone in [known for known in by_step if known >= step]:
+                    del by_step[undone]
+        self._measured = max(self._measured, attempt)
 
     @property
     def curve(self) -> tuple[str, list[float]]:
@@ -159,15 +173,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-def metric_line(progress: Progress) -> str:
-    """Return one line of where training is and its numbers."""
+def metric_line(progress: Progress, *, live: bool = True) -> str:
+    """Return one line of where training is and its numbers, and of a live run what is left."""
     parts = [f"step {progress.step}" + ("" if progress.total is None else f"/{progress.total}")]
     for name, form in measure_of(progress.metrics).line:
         value = progress.metrics.get(name)
         if value or (value is not None and name not in _SHARES):
             parts.append(form.format(value))
     eta_s = progress.metrics.get("eta_s")
-    if eta_s is not None and progress.step != progress.total:
+    if live and eta_s is not None and progress.step != progress.total:
         parts.append(f"{duration(eta_s)} left")
     return "  ".join(parts)
 

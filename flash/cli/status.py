@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from flash.cli.app import App, pass_app
+from flash.cli.budget import budget_json, budget_line
 from flash.cli.follow import SPARKLINE_WIDTH, Log, Silence, follow, progress_view
 from flash.cli.output import note, out, print_json
 from flash.cli.progress import Progress, duration, held_out_since, metric_line, sparkline
 from flash.cli.runs import COLOURS
+from flash.cli.story import has_limits, story, usd, waiting, worked_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from flash.plane.plane import Plane
-    from flash.plane.runs import Run
+    from flash.plane.runs import Attempt, Run
 
 _TAIL_LINES = 20
 
@@ -29,6 +31,8 @@ JSON_KEYS: Final = {
     "spec": "every value it runs with",
     "attempts": "its launches, oldest first",
     "waiting": "why it is not running yet, or null",
+    "not_before_s": "until when it waits at least, or null",
+    "budget": "what it has used of its limits",
     "phase": "what the worker is doing, or null before it started",
     "step": "the optimizer step it has reached, or null",
     "total": "the steps there will be, or null",
@@ -57,6 +61,12 @@ ATTEMPT_KEYS: Final = {
     "outcome": "how it ended, such as `finished`, `user_error` or `out_of_memory`; null before",
     "exit_code": "the worker's, where it is known",
     "detail": "a sentence on how it ended, or null",
+    "stopping": "the outcome that it is being stopped for, or null",
+    "then": "what was done about its end, in a sentence, or null",
+    "step": "the newest checkpoint's when it ended, or null",
+    "worked_s": "how long it worked, or has until now",
+    "usd": "what that cost: the provider's price times the time, and `reported_usd`",
+    "reported_usd": "what its worker reported as spent on rewards",
     "worker_pid": "the worker's process id where that is on this machine, or null",
     "started_s": "when it was launched",
     "ended_s": "when it ended, or null",
@@ -109,30 +119,31 @@ def follow_to_the_end(plane: Plane, run: str, *, as_json: bool) -> int:
     return code
 
 
+def go_on(plane: Plane, run: str, *, background: bool, as_json: bool) -> int:
+    """Follow a run that was just started to its end, or say how to; return the exit code."""
+    if not background:
+        return follow_to_the_end(plane, run, as_json=as_json)
+    if as_json:
+        print_json({"run": run, "state": plane.run(run).state})
+    else:
+        out(run)
+        note(f"flash status {run} --follow   shows how it goes")
+    return 0
+
+
 def describe(plane: Plane, record: Run) -> dict[str, Any]:
     """Return what `--json` prints; the keys are the contract."""
     progress = _progress(plane, record.id)
     final = plane.final(record.id)
+    attempts = plane.attempts(record.id)
     return {
         "run": record.id,
         "state": record.state,
         "spec": record.spec,
-        "attempts": [
-            {
-                "number": attempt.number,
-                "state": attempt.state,
-                "provider": attempt.provider,
-                "offer": attempt.offer,
-                "outcome": attempt.outcome,
-                "exit_code": attempt.exit_code,
-                "detail": attempt.detail,
-                "worker_pid": attempt.worker_pid,
-                "started_s": attempt.started_s,
-                "ended_s": attempt.ended_s,
-            }
-            for attempt in plane.attempts(record.id)
-        ],
+        "attempts": [_described(attempt) for attempt in attempts],
         "waiting": record.waiting,
+        "not_before_s": record.not_before_s,
+        "budget": budget_json(record, attempts),
         "phase": progress.phase,
         "step": progress.step,
         "total": progress.total,
@@ -153,6 +164,14 @@ def describe(plane: Plane, record: Run) -> dict[str, Any]:
     }
 
 
+def _described(attempt: Attempt) -> dict[str, Any]:
+    computed = {"worked_s": worked_s(attempt), "usd": usd(attempt)}
+    return {
+        name: computed[name] if name in computed else getattr(attempt, name)
+        for name in ATTEMPT_KEYS
+    }
+
+
 def show_status(plane: Plane, record: Run) -> None:
     """Print the status for people: of a failed run the reason first, of any what to do next."""
     progress = _progress(plane, record.id)
@@ -170,26 +189,28 @@ def show_status(plane: Plane, record: Run) -> None:
 
 
 def _facts(plane: Plane, record: Run, progress: Progress) -> Iterator[str]:
+    attempts = plane.attempts(record.id)
     yield f"{record.spec['algorithm']} of {record.spec['model']}"
     if record.cancel_requested and not record.final:
         yield "it is being stopped"
-    if record.waiting and not record.final:
-        yield f"waiting: {record.waiting}"
-    if progress.phase and not record.final:
+    waits = waiting(record, attempts, time.time())
+    if waits:
+        yield waits
+    if progress.phase and any(each.active and each.number == progress.attempt for each in attempts):
         yield f"phase: {progress.phase}"
     if progress.step is not None:
-        yield metric_line(progress)
+        yield metric_line(progress, live=not record.final)
         name, values = progress.curve
         yield f"{name}  {sparkline(values, SPARKLINE_WIDTH)}"
     held_out = held_out_since(progress)
     if held_out:
         yield held_out
-    attempts = plane.attempts(record.id)
-    if len(attempts) > 1 or record.state == "failed":
-        for attempt in attempts:
-            detail = f": {attempt.detail}" if attempt.detail else ""
-            ended = attempt.outcome or attempt.state
-            yield f"attempt {attempt.number} on {attempt.provider}: {ended}{detail}"
+    retried = len(attempts) > 1 or record.state == "failed"
+    if retried:
+        yield from story(record, attempts)
+    if retried or has_limits(record) or any(map(usd, attempts)):
+        line = budget_line(record, attempts)
+        yield from [line] if line else []
     final = plane.final(record.id)
     if final:
         yield f"adapter: {final.adapter}"
@@ -247,5 +268,10 @@ def _next_steps(plane: Plane, record: Run) -> Iterator[tuple[str, str]]:
         yield f"flash cancel {run}", "stop it and keep its checkpoints"
     else:
         yield f"flash status {run} --logs", "the whole log"
-        if plane.checkpoints(run):
+        saved = plane.checkpoints(run)
+        attempts = plane.attempts(run)
+        if not attempts or attempts[-1].outcome != "user_error":
+            start = f"from step {saved[-1].step}" if saved else "from the start"
+            yield f"flash resume {run}", f"have it go on {start}"
+        if saved:
             yield f"flash checkpoints {run}", "what was saved; any step can be evaluated"

@@ -86,9 +86,15 @@ class Notifier:
         self._deliveries: list[_Delivery] = []
         # Threads of tries that were given up; they count against `MOST_AT_ONCE` until they end.
         self._stuck: list[threading.Thread] = []
+        self._begun = False
 
     def round(self) -> None:
         """Record what became of tries under way, and begin those that are due."""
+        if not self._begun:
+            # Of ends that a supervisor before was killed over.
+            for run in self._outbox.untold():
+                self.ended(run)
+            self._begun = True
         for delivery in [each for each in self._deliveries if self._is_over(each)]:
             self._deliveries.remove(delivery)
             self._record(delivery)

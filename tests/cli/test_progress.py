@@ -38,6 +38,34 @@ def test_a_step_that_a_later_attempt_repeats_is_overwritten():
     assert progress.curve == ("loss", [3.0, 2.0])
 
 
+def test_where_a_later_attempt_takes_up_the_steps_of_the_one_before_end():
+    progress = Progress()
+    progress.take([metric(step, 3.0) for step in (1, 2, 3, 4)])
+    progress.take([(1, Event("evaluation", 0.0, {"step": step, "loss": 1.0})) for step in (2, 4)])
+
+    progress.take([(2, Event("metric", 0.0, {"step": 3, "total": 10, "loss": 2.0}))])
+
+    assert progress.curves["loss"] == {1: 3.0, 2: 3.0, 3: 2.0}
+    assert list(progress.evaluations) == [2]
+    assert (progress.step, progress.attempt) == (3, 2)
+
+
+def test_a_warning_that_every_attempt_gives_is_there_once():
+    progress = Progress()
+
+    progress.take([(number, Event("warning", 0.0, {"message": "m"})) for number in (1, 2)])
+
+    assert progress.warnings == ["m"]
+
+
+def test_what_is_left_is_said_of_a_live_run_alone():
+    progress = Progress()
+    progress.take([metric(1, 3.0, eta_s=9.0)])
+
+    assert metric_line(progress).endswith("9 s left")
+    assert "left" not in metric_line(progress, live=False)
+
+
 def test_a_loss_that_is_no_number_does_not_break_the_curve():
     progress = Progress()
 

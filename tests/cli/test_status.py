@@ -195,7 +195,10 @@ def test_following_tells_of_attempts_that_were_lost(bench, flash):
     code, _, err = flash("status", run, "-f")
 
     assert code == 0
-    assert "attempt 1 ended as lost (the worker was ended by SIGKILL)" in err
+    assert (
+        "warning: attempt 1 was lost: the worker was ended by SIGKILL (exit code 137); "
+        "tried again at once, from the start\n"
+    ) in err
 
 
 def test_following_as_json_prints_the_end_alone(bench, flash):
