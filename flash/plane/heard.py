@@ -80,5 +80,5 @@ class Heard:
 
 
 def _usd(value: Any) -> float:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
     return float(value) if usable else 0.0

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flash.plane.database import Database
+    from flash.plane.machine import RunEvent, RunState
+    from flash.plane.runs import Attempt, Ending
     from flash.values import NoticeKind
 
 _AT_ONCE: Final = 500
@@ -39,6 +41,33 @@ class Notice:
     data: Mapping[str, Any]
     created_s: float
     tries: int
+
+
+_TOLD_AS: Final[Mapping[RunEvent, str]] = {
+    "start": "started",
+    "requeue": "attempt_ended",
+    "finish": "done",
+    "fail": "failed",
+    "cancel": "cancelled",
+    "ask_cancel": "cancelled",
+    "resume": "resumed",
+}
+"""What a notice calls the event that it tells of."""
+
+
+def notice_of(
+    event: RunEvent, state: RunState, attempt: Attempt | None, ending: Ending | None, values: Any
+) -> tuple[str, dict[str, Any]]:
+    """Return kind and data of the notice."""
+    words: dict[str, Any] = {"state": state}
+    if attempt is not None:
+        words |= {"attempt": attempt.number, "provider": attempt.provider}
+    if ending is not None:
+        known = ("outcome", "exit_code", "detail", "step", "then")
+        words |= {name: getattr(ending, name) for name in known}
+    if event == "fail":
+        words |= {"error": values.get("error"), "hint": values.get("hint")}
+    return _TOLD_AS[event], words
 
 
 def leave_notices(

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from flash.records import ProviderCapabilities
     from flash.values import Instance
 
-LIST_LIMIT_S: Final = 60.0
 _SLOWEST_S: Final = 60.0
 
 
@@ -83,8 +82,9 @@ class Places:
         """Return every place that was needed so far."""
         return list(self._known.values())
 
-    def get(self, provider: str, table: Mapping[str, Any]) -> Place:
-        """Return the place that `[provider.<name>]` describes; raises `FlashError`."""
+    def get(self, provider: str, tables: Mapping[str, Any]) -> Place:
+        """Return the place that `[provider.<name>]` of `tables` describes; raises `FlashError`."""
+        table = tables.get(provider, {})
         known = (provider, repr(table))
         if known not in self._known:
             record = self._host.get("provider", provider)
@@ -92,13 +92,14 @@ class Places:
                 self._home, record.name, self._find_secret, declared=record.secrets
             )
             with boundary(record.name, "make"):
-                made = record.make(context, self.config(provider, table))
+                made = record.make(context, self.config(provider, tables))
             self._known[known] = Place(record.name, made, record.capabilities)
         return self._known[known]
 
-    def config(self, provider: str, table: Mapping[str, Any]) -> Any:
-        """Return the provider's settings; `StoreError` where the table does not fit the plugin."""
+    def config(self, provider: str, tables: Mapping[str, Any]) -> Any:
+        """Return the provider's settings; `StoreError` where its table does not fit the plugin."""
         record = self._host.get("provider", provider)
+        table = tables.get(provider, {})
         config, problems = Reader().read(record.config, table, ("provider", provider))
         if problems:
             listed = "; ".join(map(str, problems))

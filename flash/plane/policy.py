@@ -107,7 +107,7 @@ def end_of(
     )
 
 
-def ending(
+def ending(  # noqa: PLR0913 - all that is known of the end
     run: Supervised,
     outcome: Outcome,
     detail: str,
@@ -139,7 +139,9 @@ def ending(
     return made, decision.pause_s
 
 
-def _decide(run: Supervised, outcome: Outcome, detail: str, step: int | None) -> Decision:
+def _decide(  # noqa: PLR0911 - one return a fate
+    run: Supervised, outcome: Outcome, detail: str, step: int | None
+) -> Decision:
     rules = retry_rules(run.rules)
     if outcome == "finished":
         return Decision("finish")

@@ -10,8 +10,6 @@ by which a reader finds what it has not seen.
 
 from __future__ import annotations
 
-import functools
-import json
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Final
@@ -22,12 +20,13 @@ import sqlalchemy as sa
 from flash.errors import StoreError
 from flash.plane import database as tables
 from flash.plane.ids import ALPHABET
-from flash.plane.machine import ATTEMPT_TABLE, FINAL, TABLE, changes, origins
-from flash.plane.outbox import leave_notices
-from flash.plane.runs import Attempt, Rules, Run, Supervised
+from flash.plane.machine import ATTEMPT_TABLE, TABLE, changes, origins
+from flash.plane.outbox import leave_notices, notice_of
+from flash.plane.reading import UNSETTLED, read_supervised, read_table
+from flash.plane.runs import Attempt, Run, Supervised
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flash.plane.database import Database
     from flash.plane.machine import AttemptEvent, RunEvent, RunState
@@ -184,7 +183,7 @@ class Records:
 
     def unsettled(self) -> list[str]:
         """Return the ids of runs that are not final, or of which something may still be running."""
-        query = sa.select(tables.runs.c.id).where(_UNSETTLED).order_by(tables.runs.c.id)
+        query = sa.select(tables.runs.c.id).where(UNSETTLED).order_by(tables.runs.c.id)
         with self._database.reading() as connection:
             return list(connection.scalars(query))
 
@@ -202,19 +201,12 @@ class Records:
 
         With None, the runs that are not settled.
         """
-        condition = _UNSETTLED if after is None else tables.runs.c.change > after
         with self._database.reading() as connection:
             newest = connection.scalar(sa.select(sa.func.max(tables.runs.c.change))) or 0
             if newest == after:
                 return [], newest
-            rows = connection.execute(_SUPERVISED.where(condition)).all()
-            attempts: dict[str, list[Attempt]] = {row.id: [] for row in rows}
-            for names in _parts(list(attempts)):
-                query = sa.select(tables.attempts).where(tables.attempts.c.run.in_(names))
-                ordered = query.order_by(tables.attempts.c.number)
-                for found in connection.execute(ordered).mappings():
-                    attempts[found["run"]].append(Attempt(**found))
-        return [_supervised(dict(row._mapping), attempts[row.id]) for row in rows], newest  # noqa: SLF001 - SQLAlchemy's public name for it
+            condition = UNSETTLED if after is None else tables.runs.c.change > after
+            return read_supervised(connection, condition), newest
 
     def active(self) -> set[tuple[str, int]]:
         """Return (run, number) of every attempt that has not ended: what it launched is its own."""
@@ -235,7 +227,7 @@ class Records:
         )
         with self._database.reading() as connection:
             found = connection.execute(query).all()
-        return [(row.provider, _read(row.tables)) for row in found]
+        return [(row.provider, read_table(row.tables)) for row in found]
 
     # What the supervisor writes.
 
@@ -452,75 +444,6 @@ class Records:
                 connection,
                 run,
                 self._clock(),
-                *_notice_of(event, step.target, attempt, ending, values),
+                *notice_of(event, step.target, attempt, ending, values),
             )
         return moved.rowcount == 1
-
-
-_TOLD_AS: Final[Mapping[RunEvent, str]] = {
-    "start": "started",
-    "requeue": "attempt_ended",
-    "finish": "done",
-    "fail": "failed",
-    "cancel": "cancelled",
-    "ask_cancel": "cancelled",
-    "resume": "resumed",
-}
-"""What a notice calls the event that it tells of."""
-
-
-def _notice_of(
-    event: RunEvent, state: RunState, attempt: Attempt | None, ending: Ending | None, values: Any
-) -> tuple[str, dict[str, Any]]:
-    """Return kind and data of the notice."""
-    words: dict[str, Any] = {"state": state}
-    if attempt is not None:
-        words |= {"attempt": attempt.number, "provider": attempt.provider}
-    if ending is not None:
-        known = ("outcome", "exit_code", "detail", "step", "then")
-        words |= {name: getattr(ending, name) for name in known}
-    if event == "fail":
-        words |= {"error": values.get("error"), "hint": values.get("hint")}
-    return _TOLD_AS[event], words
-
-
-_UNSETTLED = tables.runs.c.state.not_in(sorted(FINAL)) | tables.runs.c.id.in_(
-    sa.select(tables.attempts.c.run).where(tables.attempts.c.state != "released")
-)
-_COLUMNS: Final = (
-    "id",
-    "state",
-    "fence",
-    "cancel_requested",
-    "not_before_s",
-    "waiting",
-    "updated_s",
-    "retries_from",
-    "budget_warned",
-)
-_RULES: Final = ("budget", "retry", "provider")
-_SUPERVISED = sa.select(
-    *(tables.runs.c[name] for name in _COLUMNS),
-    *(sa.func.json_extract(tables.runs.c.spec, f"$.{name}").label(name) for name in _RULES),
-).order_by(tables.runs.c.id)
-
-
-def _supervised(row: Mapping[str, Any], attempts: Sequence[Attempt]) -> Supervised:
-    known = {name: row[name] for name in _COLUMNS}
-    rules = _rules(*(row[name] for name in _RULES))
-    return Supervised(**known, rules=rules, attempts=tuple(attempts))
-
-
-@functools.lru_cache(maxsize=1024)
-def _rules(budget: str | None, retry: str | None, provider: str | None) -> Rules:
-    return Rules(budget=_read(budget), retry=_read(retry), provider=_read(provider))
-
-
-def _read(text: str | None) -> dict[str, Any]:
-    """Return a table that SQLite took out of the spec; none is an empty one."""
-    found: dict[str, Any] = json.loads(text) if text else {}
-    return found
-
-
-def _parts(names: Sequence[str]) -> Iterable[Sequence[str]]:
-    return (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
