@@ -93,8 +93,11 @@ class Provider(Protocol):
         """
         Ask for the end and return at once; idempotent.
 
-        The worker is asked to stop first and killed with all its processes after `grace_s`. The
-        end has come when `get` answers with a final state.
+        First the worker alone is asked, by SIGTERM: it saves a checkpoint and ends by itself while
+        its children still serve it. After `grace_s` every process of the launch gets SIGTERM, and
+        what is left some seconds later SIGKILL; so does what a worker leaves that ended by itself.
+        A later call may shorten the grace, never lengthen it. The end has come when `get` answers
+        with a final state: no process of the launch is left then, and no temporary file.
         """
         ...
 

@@ -1,13 +1,15 @@
 """
 The guard of one launch: `python -m flash_provider_local.guard FOLDER`, secrets on stdin.
 
-It detaches from its launcher, starts the worker, waits, and when the worker has ended, for
-whatever reason, kills every process that the worker left. Only then does it write `exit.json`, so
-who reads that an instance has ended knows that nothing of it runs.
+It detaches from its launcher, starts the worker and waits. When the worker has ended, for
+whatever reason, or its time is up, it ends every process of the launch: SIGTERM for all, and
+seconds later SIGKILL for what is left. Then it removes their temporary files, and only then does
+it write `exit.json`, so who reads that an instance has ended knows that nothing of it is left.
 
-SIGTERM means that `stop.json` has changed: the worker gets SIGTERM, and SIGKILL when its time is
-up. Without a `stop.json` (somebody killed the guard by hand, or the machine shuts down) the
-worker gets ten seconds.
+SIGTERM means that `stop.json` has changed: the worker, and it alone, gets SIGTERM, on which it
+saves and ends by itself while its children still serve it, and until its time is up is left in
+peace. Without a `stop.json` (somebody killed the guard by hand, or the machine shuts down) it
+gets ten seconds. Where the guard dies itself, the kernel sends the worker the same SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from flash_provider_local.launches import EXIT, GUARD, REQUEST, STOP, WORKER, LaunchFolder
-from flash_provider_local.processes import kill_all, of_launch
+from flash_provider_local.processes import ask, end_all, hunt_children, of_launch, own_children
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _DEFAULT_GRACE_S = 10.0
 _COMMAND_NOT_STARTED = 127
@@ -55,7 +61,11 @@ class Guard:
     def __init__(self, folder: LaunchFolder, secrets: bytes) -> None:
         self._folder = folder
         self._secrets = secrets
+        self._ask_s = 0.0
+        self._worker = 0
+        self._status: int | None = None
         self._terminated = False
+        self._asked = False
         self._wake = _wake_on_signals(self._on_terminate)
 
     def run(self) -> None:
@@ -65,15 +75,19 @@ class Guard:
         memory_kills = _memory_kills()
         self._folder.write(GUARD, {"pid": os.getpid(), "started_s": started_s})
         try:
-            worker = self._start()
+            self._worker = self._start()
         except OSError as error:
             detail = f"the worker could not be started: {error}"
             ended: dict[str, Any] = {"exit_code": _COMMAND_NOT_STARTED, "detail": detail}
+            left = self._end()
         else:
-            ended = self._wait(worker)
-        left = kill_all(lambda: of_launch(str(self._folder.path), [os.getpid()]))
+            in_time = self._wait()
+            left = self._end()
+            ended = _how(self._status, killed_by_us=not in_time)
+            ended["stopped"] = self._asked
         if left:
             ended["detail"] = f"processes that could not be killed: {left}"
+        self._folder.remove_temporary()
         ended["out_of_memory"] = ended.pop("killed", False) and _memory_kills() > memory_kills
         self._folder.write(EXIT, {**ended, "started_s": started_s, "ended_s": time.time()})
 
@@ -81,6 +95,8 @@ class Guard:
         request = self._folder.read(REQUEST)
         if request is None:
             raise FileNotFoundError(self._folder.path / REQUEST)
+        self._ask_s = request["ask_s"]
+        self._folder.make_temporary()
         log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             worker = subprocess.Popen(
@@ -91,6 +107,7 @@ class Guard:
                 env=request["env"],
                 cwd=request["workdir"],
                 process_group=0,
+                preexec_fn=_die_with_us(),  # noqa: PLW1509 - no thread has been started yet
             )
         finally:
             os.close(log)
@@ -107,30 +124,38 @@ class Guard:
         with contextlib.suppress(OSError), stdin:
             stdin.write(self._secrets)
 
-    def _wait(self, worker: int) -> dict[str, Any]:
-        asked = killed_by_us = False
-        while (status := _reap(worker)) is None:
+    def _wait(self) -> bool:
+        """Wait for the worker's end; say whether it came before its time was up."""
+        while self._status is None:
             deadline_s = self._stop_deadline_s()
-            if deadline_s is not None and not asked:
-                _signal(worker, signal.SIGTERM)
-                asked = True
-            if deadline_s is not None and time.monotonic() >= deadline_s:
-                _signal(worker, signal.SIGKILL)
-                killed_by_us = True
-                deadline_s = None
-            left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if left_s is not None and not self._asked:
+                self._asked = True
+                # Not reaped yet, so the pid is still the worker's own.
+                ask(psutil.Process(self._worker))
+            if left_s is not None and left_s <= 0:
+                return False
             if select.select([self._wake], [], [], left_s)[0]:
                 os.read(self._wake, 4096)
-        code = os.waitstatus_to_exitcode(status)
-        if code >= 0:
-            return {"exit_code": code, "stopped": asked}
-        name = signal.Signals(-code).name
-        return {
-            "exit_code": 128 - code,
-            "stopped": asked,
-            "killed": name == "SIGKILL" and not killed_by_us,
-            "detail": f"the worker was ended by {name}",
-        }
+            self._reap()
+        return True
+
+    def _end(self) -> list[int]:
+        """End all that is left of the launch; return the pids of what cannot be killed."""
+        return end_all(self._left, ask_s=self._ask_s, hunt=hunt_children)
+
+    def _left(self) -> list[psutil.Process]:
+        """Return what is left of the launch: nothing, once it is seen nowhere and has no child."""
+        self._reap()
+        found = of_launch(str(self._folder.path), [os.getpid()])
+        return found or [psutil.Process(pid) for pid in own_children()]
+
+    def _reap(self) -> None:
+        """Collect every dead child; keep the worker's wait status."""
+        with contextlib.suppress(ChildProcessError):
+            while (dead := os.waitpid(-1, os.WNOHANG))[0]:
+                if dead[0] == self._worker:
+                    self._status = dead[1]
 
     def _stop_deadline_s(self) -> float | None:
         """Return until when, on the monotonic clock, the worker may live, once it has to stop."""
@@ -164,23 +189,33 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _reap(worker: int) -> int | None:
-    """Collect every dead child; return the worker's wait status once it is among them."""
-    found = None
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            if pid == worker:
-                found = status
-    return found
+def _die_with_us() -> Callable[[], None] | None:
+    """Return what, called in the child, has it asked to end when this process is gone (Linux)."""
+    if sys.platform != "linux":
+        return None
+    guard, prctl = os.getpid(), ctypes.CDLL(None).prctl
+
+    def arrange() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != guard:
+            os._exit(_COMMAND_NOT_STARTED)
+
+    return arrange
 
 
-def _signal(pid: int, number: int) -> None:
-    # Not reaped yet, so the pid is still the worker's own.
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
+def _how(status: int | None, *, killed_by_us: bool) -> dict[str, Any]:
+    """Return what is told of a worker that ended with this wait status; None: it has not."""
+    if status is None:
+        return {"exit_code": None}
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return {"exit_code": code}
+    name = signal.Signals(-code).name
+    return {
+        "exit_code": 128 - code,
+        "killed": name == "SIGKILL" and not killed_by_us,
+        "detail": f"the worker was ended by {name}",
+    }
 
 
 def _memory_kills() -> int:

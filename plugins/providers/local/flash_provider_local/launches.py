@@ -1,7 +1,8 @@
 """
 What is on disk of one launch: a folder named by its key, and a lock that says its guard lives.
 
-    request.json   the command, its environment and its log; written before the guard starts
+    request.json   the command, its environment, its log and the name of its folder of temporary
+                   files; written before the guard starts
     guard.json     the guard's pid; the launch has happened once this exists
     worker.json    the worker's pid and creation time
     stop.json      until when the worker may take its time; written by `terminate`
@@ -19,13 +20,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterable
 
 REQUEST = "request.json"
 GUARD = "guard.json"
@@ -33,6 +36,10 @@ WORKER = "worker.json"
 STOP = "stop.json"
 EXIT = "exit.json"
 _LOCK = "lock"
+
+# The address of a Unix socket has at most 107 bytes on Linux and 103 elsewhere, and what makes
+# one in its folder of temporary files takes up to 40 of them.
+_LONGEST_TEMPORARY: Final = 60
 
 
 @attrs.frozen
@@ -86,6 +93,49 @@ class LaunchFolder:
         os.close(descriptor)
         return False
 
+    def make_temporary(self) -> None:
+        """Make the worker's folder of temporary files; fails where anything has that name."""
+        Path(self._temporary() or "").mkdir(mode=0o700)
+
+    def remove_temporary(self) -> None:
+        """Remove the worker's folder of temporary files, once no process of the launch is left."""
+        if temporary := self._temporary():
+            remove_tree(Path(temporary))
+
     def remove(self) -> None:
-        """Remove every record of the launch."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Remove every trace of the launch; its records go last, for they name the others."""
+        self.remove_temporary()
+        remove_tree(self.path)
+
+    def _temporary(self) -> str | None:
+        return (self.read(REQUEST) or {}).get("temporary")
+
+
+def new_temporary(asked: Iterable[str | None], fallback: Path) -> str:
+    """
+    Return a name for a folder of temporary files, in the first folder of `asked` that can take it.
+
+    It is short, because sockets are made there; `fallback` is used where nothing else is left.
+    """
+    name = f"flash-{secrets.token_hex(6)}"
+    for base in (*asked, "/tmp"):  # noqa: S108 - the name is random, and made for us alone
+        if base and os.access(base, os.W_OK | os.X_OK):
+            path = Path(base).absolute() / name
+            if len(os.fsencode(path)) <= _LONGEST_TEMPORARY:
+                return str(path)
+    return str(fallback / name)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all that user code may have made of it; follows no link."""
+    if path.is_symlink():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+    if path.is_dir():
+        # Folders without permissions hold what is in them.
+        path.chmod(0o700)
+        for folder, names, _ in os.walk(path):
+            for inner in (Path(folder, name) for name in names):
+                if not inner.is_symlink():
+                    inner.chmod(0o700)
+        shutil.rmtree(path, ignore_errors=True)

@@ -22,8 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flash.api import BadRequest, Instance, Launch, Offer
 from flash_provider_local import machine
-from flash_provider_local.launches import EXIT, GUARD, REQUEST, STOP, WORKER, LaunchFolder
-from flash_provider_local.processes import MARKER, kill_all, of_launch, same_process
+from flash_provider_local.launches import (
+    EXIT,
+    GUARD,
+    REQUEST,
+    STOP,
+    WORKER,
+    LaunchFolder,
+    new_temporary,
+)
+from flash_provider_local.processes import MARKER, end_all, of_launch, same_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +41,10 @@ if TYPE_CHECKING:
     from flash_provider_local.machine import Gpu
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9-]{0,49}")
+_TEMPORARY = ("TMPDIR", "TEMP", "TMP")
+"""The variables that name the folder of temporary files, in Python's order."""
+
+_ASK_S = 5.0
 _CPU = "cpu"
 _NO_GPU = ""
 """The device of a worker that runs on the CPU, as CUDA_VISIBLE_DEVICES has it."""
@@ -42,7 +54,8 @@ class LocalProvider:
     """
     Runs workers on this machine; `workdir` holds one folder a launch.
 
-    `gpus` and `free_memory_gib` say what the machine has.
+    `gpus` and `free_memory_gib` say what the machine has. `ask_s` is how long the processes that
+    outlive the worker, or its time, may take to end on SIGTERM before they are killed.
     """
 
     def __init__(
@@ -51,10 +64,12 @@ class LocalProvider:
         *,
         gpus: Callable[[Mapping[str, str]], Sequence[Gpu]] = machine.gpus,
         free_memory_gib: Callable[[], float] = machine.free_memory_gib,
+        ask_s: float = _ASK_S,
     ) -> None:
         self._launches = workdir / "launches"
         self._gpus = gpus
         self._free_memory_gib = free_memory_gib
+        self._ask_s = ask_s
 
     def check(self) -> str:
         """Return the user and machine that workers run as and on."""
@@ -92,7 +107,8 @@ class LocalProvider:
             try:
                 if folder.read(GUARD) is None:
                     device = self._device(offer, request.caller)
-                    folder.write(REQUEST, _record(folder, device, request))
+                    record = {**_record(folder, device, request), "ask_s": self._ask_s}
+                    folder.write(REQUEST, record)
                     _start_guard(folder, request, lock)
             finally:
                 os.close(lock)
@@ -105,7 +121,7 @@ class LocalProvider:
         Return what is seen now.
 
         Where the guard was killed, what it guarded is killed here, so that a launch which is
-        seen to have ended has no process left.
+        seen to have ended has no process and no temporary file left.
         """
         folder = self._folder(ref["key"])
         if not folder.path.is_dir():
@@ -146,7 +162,8 @@ class LocalProvider:
         """
         Have the guard stop the worker, or clear away a launch that has ended.
 
-        A second call may shorten the grace, never lengthen it.
+        A second call may shorten the grace, never lengthen it. A guard that somebody stopped goes
+        on, to hear it.
         """
         folder = self._folder(ref["key"])
         if not folder.path.is_dir():
@@ -166,6 +183,7 @@ class LocalProvider:
         if guard is not None and folder.guarded():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(guard["pid"], signal.SIGTERM)
+                os.kill(guard["pid"], signal.SIGCONT)
 
     def _device(self, offer: Offer, caller: Mapping[str, str]) -> str:
         """
@@ -212,6 +230,8 @@ def _left(free_gib: float, promised_gib: float) -> float:
 
 def _record(folder: LaunchFolder, device: str, request: LaunchRequest) -> dict[str, Any]:
     """Return what is written of a launch: everything but the secrets."""
+    env = {**request.caller, **request.env}
+    temporary = new_temporary([env.get(name) for name in _TEMPORARY], folder.path)
     return {
         "owner": request.owner,
         "device": device,
@@ -221,8 +241,10 @@ def _record(folder: LaunchFolder, device: str, request: LaunchRequest) -> dict[s
             **request.caller,
             machine.DEVICES: device,
             **request.env,
+            **{name: temporary for name in _TEMPORARY if name in env or name == _TEMPORARY[0]},
             MARKER: str(folder.path),
         },
+        "temporary": temporary,
         "workdir": request.workdir,
         "log": request.log,
     }
@@ -247,9 +269,10 @@ def _start_guard(folder: LaunchFolder, request: LaunchRequest, lock: int) -> Non
 
 
 def _sweep(folder: LaunchFolder) -> None:
-    """Kill what a guard that is gone may have left."""
+    """Kill what a guard that is gone may have left, and remove its temporary files."""
     worker = same_process(folder.read(WORKER))
-    kill_all(lambda: of_launch(str(folder.path), [worker] if worker is not None else []))
+    end_all(lambda: of_launch(str(folder.path), [worker] if worker is not None else []))
+    folder.remove_temporary()
 
 
 def _final_state(ended: dict[str, Any]) -> Literal["succeeded", "stopped", "failed"]:

@@ -51,7 +51,7 @@ exec(sys.argv[2])
 @pytest.fixture
 def launched(tmp_path):
     """Return a function that launches the worker and waits until its children exist."""
-    provider = LocalProvider(tmp_path / "provider")
+    provider = LocalProvider(tmp_path / "provider", ask_s=0.3)
     pids = tmp_path / "pids"
 
     def launch(then):

@@ -30,6 +30,7 @@ def provider(tmp_path):
         tmp_path / "provider",
         gpus=lambda environ: visible(GPUS, environ),
         free_memory_gib=lambda: FREE_GIB,
+        ask_s=0.3,
     )
     yield provider
     for instance in provider.list("me"):
@@ -129,6 +130,7 @@ def test_a_worker_sees_what_the_request_says_and_nothing_of_our_environment(
 
     seen = json.loads(Path(request.log).read_text())
     seen.pop("LC_CTYPE", None)  # set by Python itself
+    assert Path(seen.pop("TMPDIR")).name.startswith("flash-")
     assert seen == {
         "PATH": os.environ["PATH"],
         "GREETING": "hello",
