@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import attrs
 
@@ -83,15 +84,22 @@ class JudgeConfig:
             if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
                 raise SettingError(f"`{name}` must be a whole number from 1 on", attribute.name)
 
+    @property
+    def priced(self) -> bool:
+        """Whether its calls cost something."""
+        return self.usd_per_million_input + self.usd_per_million_output > 0
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the endpoint is on this machine."""
+        return urlsplit(self.base_url).hostname in {"localhost", "127.0.0.1", "::1"}
+
     def __attrs_post_init__(self) -> None:
         """One rubric, and prices where there is a budget in dollars."""
         if self.rubric is None and self.rubric_path is None:
             raise SettingError("needs `rubric` or `rubric_path`", "rubric")
         if self.rubric is not None and self.rubric_path is not None:
             raise SettingError("takes `rubric` or `rubric_path`, not both", "rubric_path")
-        if (
-            self.max_usd is not None
-            and not self.usd_per_million_input + self.usd_per_million_output
-        ):
+        if self.max_usd is not None and not self.priced:
             message = "needs the prices: usd_per_million_input, usd_per_million_output"
             raise SettingError(message, "max_usd")

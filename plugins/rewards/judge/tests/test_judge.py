@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
-from flash_reward_judge import flash_register_rewards
+from flash_reward_judge import flash_register_rewards, flash_review_plan
 from flash_reward_judge.judge import make_judge
 from flash_reward_judge.prompt import messages_for, read_grade
 from hypothesis import given
@@ -691,6 +692,26 @@ def test_a_call_that_was_refused_costs_nothing(judge, server):
     assert only(adapter).score is None
 
     assert adapter.spent_usd() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "max_usd", "warned"),
+    [
+        ({}, 5.0, True),
+        ({"usd_per_million_output": 1.0}, 5.0, False),
+        ({"base_url": "http://localhost:8000/v1"}, 5.0, False),
+        ({}, None, False),
+    ],
+)
+def test_a_judge_that_a_budget_would_not_see_is_warned_of(settings, max_usd, warned):
+    tables = read_reward_tables({"judge": {"model": "m", "rubric": "r"} | settings}, HOST)
+    spec = SimpleNamespace(reward=tables, budget=SimpleNamespace(max_usd=max_usd))
+
+    problems = flash_review_plan(SimpleNamespace(spec=spec))
+
+    assert [(problem.path, problem.severity) for problem in problems] == (
+        [("reward.judge", "warning")] if warned else []
+    )
 
 
 # Settings
