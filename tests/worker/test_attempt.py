@@ -76,7 +76,8 @@ def flash_register_models():
 
 @hookimpl
 def flash_register_sinks():
-    return [SinkPlugin(name="few-lines", summary="None.", make=no_sink, config=Nothing)]
+    inside = SinkPlugin(name="few-lines", summary="None.", make=no_sink, config=Nothing)
+    return [inside, SinkPlugin(name="outside", summary="None.", notices=no_sink, config=Nothing)]
 """
 FINISH = 'context.checkpoints.save_final(lambda to: (to / "adapter_config.json").write_text("{}"))'
 
@@ -161,7 +162,7 @@ def test_a_run_ends_whatever_user_code_leaves_behind_and_what_it_keeps_is_masked
         print("import says", KEY)
         """,
         steps=100,
-        more="[sink.few-lines]\n",
+        more="[sink.few-lines]\n[sink.outside]\n",
     )
 
     done = worker.attempt(f"context.reporter.metrics(3, 100, loss=1.0)\n{SAMPLE}\n{FINISH}")
