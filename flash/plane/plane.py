@@ -90,7 +90,8 @@ class Plane:
 
         `environment` is the folder whose digest the job has; the store gets a snapshot of it.
         Raises `StoreError`, or `EnvironmentFault` where the folder has changed, and then no
-        trace of the run is left. Submits of several threads share what the disk costs.
+        trace of the run is left. Submits of several threads share what the disk costs. Where only
+        the supervisor cannot be started, the run is there, and the `StoreError` says so.
         """
         submission = Submission(job=job, environment=environment, secrets=secrets)
         return self.submit_all([submission])[0]
@@ -99,7 +100,13 @@ class Plane:
         """Take all of the jobs, or none of them, as `submit` takes one."""
         caller = worker_environment(self._environ) | {"FLASH_HOME": str(self._home.root)}
         runs = self._submitter.submit(submissions, caller)
-        self._start_supervisor()
+        try:
+            self._start_supervisor()
+        except StoreError as error:
+            names = ", ".join(run.id for run in runs[:_MOST_NAMED])
+            message = f"{names} is submitted, but nothing supervises it yet: {error.message}"
+            hint = f"{error.hint}; flash status {runs[0].id} then starts what supervises it"
+            raise StoreError(message, hint=hint) from error
         return runs
 
     def run(self, run: str) -> Run:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import shutil
 import threading
 from pathlib import Path  # noqa: TC003 - attrs reads the annotations
 from typing import TYPE_CHECKING
@@ -138,12 +139,19 @@ class Submitter:
         sync_folder(runs)
 
     def _take_back(self, built: Mapping[Path, Submission]) -> None:
+        """Undo `_put`; what the disk does not let go of, the next supervisor sweeps away."""
         for folder, one in built.items():
-            self._secrets.forget(one.job.run)
-            if not folder.exists():
-                # A supervisor that started just now may have swept it away already.
-                with contextlib.suppress(FileNotFoundError):
-                    (self._home.runs / one.job.run).rename(folder)
+            with contextlib.suppress(StoreError):
+                self._secrets.forget(one.job.run)
+            if folder.exists():
+                continue
+            store = self._home.runs / one.job.run
+            try:
+                store.rename(folder)
+            except FileNotFoundError:
+                pass  # a supervisor that started just now has swept it away already
+            except OSError:
+                shutil.rmtree(store, ignore_errors=True)
 
 
 def _check(runs: Sequence[str]) -> None:

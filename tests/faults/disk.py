@@ -189,7 +189,9 @@ def few_files(more):
 
 def open_files():
     """Return what this process has open, by descriptor."""
-    return {path.name: _path(int(path.name)) for path in Path("/proc/self/fd").iterdir()}
+    found = {path.name: _path(int(path.name)) for path in Path("/proc/self/fd").iterdir()}
+    # One is the folder itself, while it is read.
+    return {name: path for name, path in found.items() if path}
 
 
 def files_in(folder):

@@ -47,7 +47,7 @@ def strike_everywhere(root, operation, fault):
         where = f"call {at} of {fault}"
         assert at < _MOST_POINTS, where
         left = {n: p for n, p in open_files().items() if before.get(n) != p and "flash.db" not in p}
-        assert not left, where
+        assert not left, f"{where} leaves {left}"
         if error is not None:
             assert disk.struck, where
             assert error.exit_code == 1, where
