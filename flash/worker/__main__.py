@@ -24,14 +24,17 @@ def main() -> NoReturn:
     """Run what the command line asks for; the process ends here, and nowhere else."""
     os.umask(0o077)
     # Straight into the log: the thread that masks does not survive what is written of here.
-    faulthandler.enable(file=os.dup(2))
+    log = os.dup(2)
+    faulthandler.enable(file=log)
     given = json.loads(sys.stdin.buffer.read() or b"{}")
     if sys.argv[1] == "run":
         from flash.worker.attempt import run_attempt
 
         store, attempt = Path(sys.argv[2]), int(sys.argv[3])
         home = FlashHome.from_environment()
-        run_masked(lambda: run_attempt(store, attempt, given, home), Redactor(given.values()))
+        run_masked(
+            lambda: run_attempt(store, attempt, given, home, stacks=log), Redactor(given.values())
+        )
 
     from flash.worker.foreground import run_task
 

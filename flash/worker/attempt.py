@@ -9,9 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
-import signal
 import tempfile
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -35,6 +33,8 @@ from flash.worker.rollouts import RolloutStore
 from flash.worker.saving import CheckpointSaver
 from flash.worker.sinks import SinkFanout
 from flash.worker.spending import spending
+from flash.worker.stalls import StackDump
+from flash.worker.stopping import StopSignal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from flash.contracts import Environment, Sink
     from flash.home import FlashHome
     from flash.spec.model import Spec
+    from flash.values import Event
 
 # What the supervisor reads; documented in docs/explanation/architecture.md.
 EXIT_DONE = 0
@@ -70,24 +71,33 @@ class Context:
     stop: Callable[[], bool]
 
 
-def run_attempt(store: Path, number: int, secrets: Mapping[str, str], home: FlashHome) -> int:
+def run_attempt(
+    store: Path, number: int, secrets: Mapping[str, str], home: FlashHome, *, stacks: int = 2
+) -> int:
     """
     Run the job in `store` and return the exit code.
 
     Every way it can end leaves an `error` or `done` event. SIGTERM asks for a checkpoint and an
-    early end.
+    early end. `stacks` is the descriptor that a stalled worker's stacks are written to.
     """
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    fanout = SinkFanout()
+    stop = StopSignal()
+    fanout, dump = SinkFanout(), StackDump(stacks)
     folder = store / "attempts" / str(number)
     environment = folder / "environment"
     mask = _mask(Redactor(secrets.values()), environment, store / "environment")
     reporter: EventReporter | None = None
     code = EXIT_CRASH
+
+    def listen(event: Event) -> None:
+        dump.note()
+        fanout.emit(event)
+
     try:
         reporter = EventReporter(
-            folder / "events.jsonl", attempt=number, mask=mask, listen=fanout.emit
+            folder / "events.jsonl",
+            attempt=number,
+            mask=mask,
+            listen=listen,
         )
         job = Job.from_dict(read_job(store / "job.json"))
         host = PluginHost.default(home)
@@ -102,8 +112,9 @@ def run_attempt(store: Path, number: int, secrets: Mapping[str, str], home: Flas
             secrets=secrets,
             reporter=reporter,
             rollouts=RolloutStore(store, reporter, mask=mask),
-            stop=stop.is_set,
+            stop=stop,
         )
+        dump.begin(attempt.spec.retry.stalled_after_s)
         attempt.warn_of_other_versions()
         fanout.start(
             attempt.sinks(), RunInfo(job.run, number, str(store), job.spec), reporter.warning
@@ -114,6 +125,7 @@ def run_attempt(store: Path, number: int, secrets: Mapping[str, str], home: Flas
         code, kind, message, hint = _classify(error)
         if reporter is not None:
             _try(lambda: reporter.emit("error", kind=kind, message=message, hint=hint))
+    dump.end()
     _try(lambda: fanout.close({EXIT_DONE: "done", EXIT_STOPPED: "stopped"}.get(code, "failed")))
     if reporter is not None:
         _try(reporter.close)
