@@ -2,8 +2,8 @@
 The leash of a server: `python leash.py FOLDER COMMAND…`, held on its standard input.
 
 The command runs in a process group of its own. When standard input ends, because the holder closed
-it or died in whatever way, the command is asked to end; when it has, or does not in time, every
-process of the group is killed and FOLDER is removed. The exit code is the command's.
+it or died in whatever way, or on SIGTERM, the command is asked to end; when it has, or does not in
+time, every process of the group is killed and FOLDER is removed. The exit code is the command's.
 """
 
 from __future__ import annotations
@@ -25,15 +25,22 @@ CHILDREN_S = 2
 
 def main(folder: str, *command: str) -> int:
     """Run the command to its end or the holder's; return its exit code."""
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
-    def await_holder() -> None:
+    def listen() -> None:
         sys.stdin.buffer.read()
+        asked.set()
+
+    def await_holder() -> None:
+        asked.wait()
         server.terminate()
         time.sleep(GRACE_S)
         server.kill()
 
-    threading.Thread(target=await_holder, daemon=True).start()
+    for work in (listen, await_holder):
+        threading.Thread(target=work, daemon=True).start()
     code = server.wait()
     end_s = time.monotonic() + CHILDREN_S
     while _send(server.pid, 0) and time.monotonic() < end_s:

@@ -45,6 +45,12 @@ KV_CACHE_GIB: Final = 1
 WAITS_S: Final = (0.5, 1.0, 2.0, 4.0)
 """What is waited before each repetition of a request that failed for a passing reason."""
 
+_LAUNCH: Final = ("FLASH_LAUNCH",)
+"""By these a provider knows the processes of a launch, when all that started them are gone."""
+
+_LONGEST_FOLDER: Final = 64
+"""vLLM makes sockets of its own there, with 37 characters more; a socket's path has 107."""
+
 _PASSING: Final = frozenset({408, 429, 500, 502, 503, 504})
 _LEASH: Final = Path(__file__).with_name("leash.py")
 _ERROR: Final = re.compile(r"\b[\w.]*(?:Error|Exception)\b: .+")
@@ -102,8 +108,7 @@ class VllmServer:
     def __init__(self, python: str, options: ServerOptions, log: Path) -> None:
         self._log = log
         self._key = secrets.token_urlsafe(32)
-        # Not where TMPDIR points: a socket's path has at most about 100 characters.
-        self._folder = Path(tempfile.mkdtemp(prefix="flash-vllm-", dir="/tmp"))
+        self._folder = _private_folder()
         self._socket = self._folder / "socket"
         with log.open("ab") as output:
             self._leash = subprocess.Popen(
@@ -204,7 +209,8 @@ class VllmServer:
                 # The rank of a drawn token, which nobody asks for, would need a C++ compiler.
                 "TORCHDYNAMO_DISABLE": "1",
             }
-        return worker_environment(os.environ) | ours
+        mark = {name: os.environ[name] for name in _LAUNCH if name in os.environ}
+        return worker_environment(os.environ) | mark | ours
 
     def _await_health(self) -> None:
         deadline = time.monotonic() + START_S
@@ -244,6 +250,15 @@ class VllmServer:
         errors = [found[0] for line in failures if (found := _ERROR.search(line))]
         said = list(dict.fromkeys(errors))[-3:] or [line for line in lines if line.strip()][-5:]
         return "".join(f"\n  {line[:300]}" for line in said)
+
+
+def _private_folder() -> Path:
+    """Return a new folder that only this user may enter, where TMPDIR points if that is short."""
+    base = tempfile.gettempdir()
+    where = (
+        base if len(os.fsencode(base)) + len("/flash-vllm-12345678") <= _LONGEST_FOLDER else None
+    )
+    return Path(tempfile.mkdtemp(prefix="flash-vllm-", dir=where or "/tmp"))  # noqa: S108 - only the folder made there is used
 
 
 class _UnixConnection(http.client.HTTPConnection):

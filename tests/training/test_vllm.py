@@ -289,23 +289,29 @@ def test_the_interpreter_is_the_named_one_or_the_one_set_up_in_the_home(tmp_path
     assert vllm_server.find_python(None) == str(made)
 
 
-def test_a_leashed_command_and_its_children_end_with_a_holder_that_is_killed(tmp_path):
+@pytest.mark.parametrize("how", ["the holder is killed", "the leash is asked"])
+def test_a_leashed_command_and_its_children_end_and_leave_no_folder(tmp_path, how):
     held = tmp_path / "held"
     held.mkdir()
     holder = (
         "import subprocess, sys\n"
         "leash = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True)\n"
-        "leash.wait()\n"
+        "print(leash.pid, flush=True); leash.wait()\n"
     )
     command = "sleep 60 & echo $! > pids; echo $$ >> pids; wait"
     hasty = "import sys; from flash.training import leash; leash.CHILDREN_S = 0.1; "
     python = [sys.executable, "-c"]
     leashed = [*python, hasty + "leash.main(*sys.argv[1:])", str(held), "sh", "-c", command]
-    process = subprocess.Popen([*python, holder, *leashed], cwd=tmp_path)
+    process = subprocess.Popen([*python, holder, *leashed], cwd=tmp_path, stdout=subprocess.PIPE)
+    leash = int(process.stdout.readline())
     pids = tmp_path / "pids"
     wait_until(lambda: pids.exists() and len(pids.read_text().split()) == 2)
-    os.kill(process.pid, signal.SIGKILL)
+    if how == "the leash is asked":
+        os.kill(leash, signal.SIGTERM)
+    else:
+        process.kill()
     process.wait()
+    process.stdout.close()
     wait_until(lambda: not any(map(is_alive, pids.read_text().split())) and not held.exists())
 
 
