@@ -25,8 +25,9 @@ def cancel(app: App, run: str, *, as_json: bool) -> None:
     Stop RUN and keep its checkpoints.
 
     The worker is asked to save a checkpoint and stop; after ten seconds it is killed with all
-    that it started. A run that has ended stays as it is.
+    that it started. A run that has ended stays as it is. `flash resume` has a cancelled one go on.
     """
+    from flash.cli.story import ended_as
     from flash.plane.plane import Plane
 
     plane = Plane(app.home)
@@ -37,7 +38,9 @@ def cancel(app: App, run: str, *, as_json: bool) -> None:
             {"run": after.id, "state": after.state, "cancel_requested": after.cancel_requested}
         )
     elif before.final:
-        out(f"{before.id} has ended already: {before.state}")
+        last = plane.attempts(before.id)[-1:] if before.state == "failed" else []
+        how = "".join(f", attempt {attempt.number} {ended_as(attempt)}" for attempt in last)
+        out(f"{before.id} has ended already: {before.state}{how}")
     elif after.final:
         out(f"{after.id} {after.state}")
     else:

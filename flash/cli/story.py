@@ -25,6 +25,12 @@ WORDS: Final[Mapping[Outcome, str]] = {
     "over_budget": "was stopped at the budget's limit",
     "cancelled": "was cancelled",
 }
+_STOPPED_FOR: Final[Mapping[str, str]] = {
+    "cancelled": "somebody asked for its end",
+    "over_budget": "the run reached its budget",
+    "stalled": "it made no progress",
+    "lost": "nothing was heard of it",
+}
 _LONGEST: Final = 300
 
 
@@ -113,7 +119,7 @@ def _took(attempt: Attempt) -> str:
 
 def _now(attempt: Attempt) -> str:
     if attempt.stopping is not None:
-        return f"is being stopped: {attempt.stopping.replace('_', ' ')}"
+        return f"is being stopped: {_STOPPED_FOR.get(attempt.stopping, attempt.stopping)}"
     return "is being launched" if attempt.state == "launching" else "is running"
 
 

@@ -69,6 +69,16 @@ def test_cancel_of_a_run_that_has_ended_says_so(bench, flash):
     assert flash("cancel", run) == (0, f"{run} has ended already: done\n", "")
 
 
+def test_cancel_of_a_run_that_failed_says_how_that_ended(bench, flash):
+    run = bench.submit("sys.exit(11)")
+    bench.wait(run)
+
+    assert flash("cancel", run)[1] == (
+        f"{run} has ended already: failed, attempt 1 ran out of memory: "
+        "the worker exited with code 11\n"
+    )
+
+
 def test_cancel_as_json(bench, flash):
     run = bench.submit("", memory_gib=1e6)
 
