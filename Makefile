@@ -16,7 +16,7 @@ space := $(empty) $(empty)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-vllm demo demo-grpo test test-fast lint format docs clean
+.PHONY: help setup setup-vllm demo demo-grpo test test-long test-fast lint format docs clean
 
 help:  ## show these lines
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,12 +50,15 @@ demo-grpo: $(STAMP)  ## the same by practice: a reward instead of answers to cop
 setup-vllm: $(STAMP)  ## make the environment of vLLM on CPU (2.3 GB), for rollout = "vllm"
 	$(BIN)/python -m flash.training.vllm_setup
 
-test: $(STAMP)  ## every test
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## every test but the long ones
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: $(STAMP)  ## hours: many more seeds, kill points and runs than `make test` has time for
+	$(BIN)/python -m pytest -m long
 
 # One thread a process: two processes with two threads each wait for one another.
 test-fast: $(STAMP)  ## the lane for every change: at most 90 seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not long' -n 2
 
 lint: $(STAMP)  ## ruff (format and rules) and mypy strict
 	$(BIN)/ruff format --check $(EXISTING)
