@@ -212,7 +212,8 @@ class Database:
                 f"{self.path} is damaged: {said}", hint=f"to start afresh, {_set_aside(self.path)}"
             )
         hint = next((hint for words, hint in _HINTS.items() if words in said.lower()), None)
-        return StoreError(f"{self.path}: {said}", hint=hint)
+        afresh = f"it is not as Flash made it; to start afresh, {_set_aside(self.path)}"
+        return StoreError(f"{self.path}: {said}", hint=hint or afresh)
 
 
 def _make_private(path: Path) -> None:
