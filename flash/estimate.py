@@ -17,6 +17,7 @@ from flash.cost import Spent, share
 from flash.errors import StoreError
 from flash.spec.layers import leaves
 from flash.spec.model import spec_to_dict
+from flash.spec.paths import dotted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +34,7 @@ _MOST_RUNS: Final = 20
 _MOST_DIFFERENCES: Final = 3
 
 # Settings that algorithms call alike and that say how many steps there are, not how long one takes.
-_LENGTHS: Final = frozenset({"epochs", "max_steps"})
+_LENGTHS: Final = frozenset({"epochs", "max_steps", "steps"})
 
 
 @attrs.frozen(kw_only=True)
@@ -144,13 +145,16 @@ def _differences(
         job = RunStore(plane.store(run.id)).job()
     except StoreError:
         return None  # what is gone or was edited tells nothing
-    found = ["another environment"] if job["environment"]["digest"] != digest else []
-    for table in ("train", "reward"):
-        there, here = run.spec.get(table, {}), wanted[table]
-        for keys in sorted({*leaves(there), *leaves(here)}, key=str):
-            if keys[:1] and keys[0] not in _LENGTHS and _at(there, keys) != _at(here, keys):
-                path = ".".join(map(str, (table, *keys)))
-                found.append(f"{path} = {_at(there, keys)!r:.40}")
+    other_files = job["environment"]["digest"] != digest
+    found = ["other files in its environment"] if other_files else []
+    if run.spec.get("reward", {}) != wanted["reward"]:
+        found.append("other rewards")
+    there, here = run.spec["train"], wanted["train"]
+    found += [
+        f"train.{dotted(keys)} = {_at(there, keys)!r:.40}"
+        for keys in sorted({*leaves(there), *leaves(here)}, key=str)
+        if keys and keys[0] not in _LENGTHS and _at(there, keys) != _at(here, keys)
+    ]
     return found
 
 

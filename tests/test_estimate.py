@@ -180,7 +180,7 @@ def test_what_is_different_in_it_is_said(here):
     found = estimate(here.plan(steps=10, batch_size=4), here)
 
     assert found.basis == (
-        "10 steps at 1.5 s each, as measured in run one, which had another environment; "
+        "10 steps at 1.5 s each, as measured in run one, which had other files in its environment; "
         "train.batch_size = 8"
     )
 
@@ -189,8 +189,7 @@ def test_many_differences_are_counted(here):
     here.ran("one", [101.0, 102.0], batch_size=8, lora_rank=1, max_length=9, save_every=1)
 
     assert estimate(here.plan(steps=10), here).basis.endswith(
-        "which had train.batch_size = 8; train.lora_rank = 1; train.max_length = 9; "
-        "1 more"
+        "which had train.batch_size = 8; train.lora_rank = 1; train.max_length = 9; 1 more"
     )
 
 

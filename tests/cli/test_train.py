@@ -1,9 +1,7 @@
 """`flash train`: what it refuses before anything starts, and runs through the real worker."""
 
-import contextlib
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -212,52 +210,6 @@ def test_followed_to_the_end_it_shows_the_way_and_what_to_do_next(project, flash
     assert f"{run.id} queued" in said
     assert "step 2/2" in said
     assert f"flash eval {run.id}" in said
-
-
-def on_a_terminal(*words, answer):
-    """Run a command line on a terminal of its own; return its exit code and what it showed."""
-    keyboard, terminal = pty.openpty()
-    command = [sys.executable, "-m", "flash", *words]
-    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal)
-    os.close(terminal)
-    os.write(keyboard, answer.encode())
-    said = b""
-    with contextlib.suppress(OSError):  # how Linux says that nobody holds the other end any more
-        while piece := os.read(keyboard, 1 << 16):
-            said += piece
-    os.close(keyboard)
-    return process.wait(), said.decode()
-
-
-@pytest.mark.slow  # a real training run, and one that is refused in every way
-def test_a_run_whose_estimate_is_over_its_budget_is_refused(project, flash):
-    assert "no estimate: no sft of" in flash("train", "run.toml", "--dry-run")[1]
-    measured = json.loads(flash("train", "run.toml", "--json")[1])["run"]
-    steps = ("--set", "train.max_steps=1000000")
-    tight = ("train", "run.toml", *steps, "--set", "budget.max_hours=0.001")
-
-    refused = flash(*tight)
-    planned = flash(*tight, "--dry-run")
-    as_json = json.loads(flash(*tight, "--dry-run", "--json")[1])
-    declined = on_a_terminal(*tight, answer="n\n")
-
-    assert [run.id for run in runs()] == [measured]
-    estimate = as_json["estimate"]
-    assert (refused[0], declined[0], planned[0]) == (2, 2, 0)
-    assert estimate["hours"] > 0.001
-    assert estimate["basis"].startswith("1000000 steps at ")
-    assert estimate["basis"].endswith(f"s each, as measured in run {measured}")
-    over = f"hours, and budget.max_hours is 0.001: {estimate['basis']}"
-    assert refused[2].startswith("error: the run would take about ")
-    assert f"{over}\nhint: --yes starts it all the same" in refused[2]
-    assert over in planned[2]
-    assert f" min: {estimate['basis']}" in planned[1]
-    assert "start it all the same? [y/N]: " in declined[1]
-    assert "nothing was started" in declined[1]
-
-    started = json.loads(flash(*tight, "--yes", "--background", "--json")[1])
-    assert flash("cancel", started["run"])[0] == 0
-    assert len(runs()) == 2
 
 
 @pytest.mark.slow  # a real training run
