@@ -71,6 +71,10 @@ class RunStore:
         """Return where the worker's output of an attempt goes; it may not exist yet."""
         return self.attempt(number) / "worker.log"
 
+    def clear_attempt(self, number: int) -> None:
+        """Remove the attempt's own copy of the environment, which a killed worker leaves."""
+        shutil.rmtree(self.attempt(number) / "environment", ignore_errors=True)
+
     def last_error(self, number: int) -> Event | None:
         """Return the last error that the worker of an attempt reported."""
         path = self.attempt(number) / "events.jsonl"
@@ -149,7 +153,10 @@ def sweep_uncommitted(home: FlashHome, runs: Collection[str]) -> None:
         if mark.parent.name in runs:
             committed(mark.parent)
         elif is_run_id(mark.parent.name):
-            shutil.rmtree(mark.parent, ignore_errors=True)
+            # Under a name that is swept whatever is in it, for the mark may be what goes first.
+            with contextlib.suppress(OSError):
+                folder = mark.parent.rename(home.runs / f"{_INCOMING}{mark.parent.name}")
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep_incoming(home: FlashHome) -> None:

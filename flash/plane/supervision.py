@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from flash.errors import StoreError
+from flash.errors import FlashError, StoreError
 from flash.plane import decide as steps
 from flash.plane.asks import Asks
 from flash.plane.launching import Launching
@@ -119,7 +119,7 @@ class Supervision:
         runs, newest = self._records.changes(self._seen)
         for run in runs:
             if run.state in FINAL:
-                self._run_ended(run.id)
+                self._tell_end(run)
             if run.settled:
                 self._watched.pop(run.id, None)
                 continue
@@ -128,6 +128,13 @@ class Supervision:
             watched.look_at = 0.0
         self._seen = newest
         return bool(runs)
+
+    def _tell_end(self, run: Supervised) -> None:
+        try:
+            self._run_ended(run.id)
+        except (FlashError, OSError) as error:
+            # The next supervisor sweeps what stays.
+            self._log.warning("not cleared away", run=run.id, error=str(error))
 
     def _look(self, watched: Watched) -> None:
         """Take the next step for one run."""
@@ -276,12 +283,15 @@ class Supervision:
             self._records.released(attempt)
             return
         place, ref = self._place(watched.run, attempt), attempt.ref
+        store = self._store(watched.run)
 
         def work() -> bool:
             with boundary(place.name, "terminate"):
                 place.provider.terminate(ref, grace_s=0)
             with boundary(place.name, "get"):
                 found: Instance = place.provider.get(ref)
+            if found.state == "gone":
+                store.clear_attempt(attempt.number)
             return found.state == "gone"
 
         def answered(gone: bool) -> None:
