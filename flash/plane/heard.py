@@ -14,17 +14,21 @@ if TYPE_CHECKING:
 _MOST_BYTES: Final = 1 << 18
 """What is read at one look; of a worker that writes more, the newest."""
 
+_LONGEST_LOOK_S: Final = 20.0
+"""Between two looks that are further apart, nobody was listening."""
+
 
 class Heard:
     """
     Listens to the worker of attempt `number` from `now_s` on, a monotonic time like all here.
 
-    Silence is counted from when the listening began: a supervisor that was not there has heard
-    nothing, and a clock that was set or a machine that slept changes nothing.
+    Silence is counted while somebody listens: a supervisor that was not there, or stood still with
+    the whole machine, has heard nothing because it did not listen.
     """
 
     __slots__ = (
         "_changed_ns",
+        "_listened_at",
         "_number",
         "_offset",
         "_path",
@@ -39,6 +43,7 @@ class Heard:
         self._number = number
         self._offset = 0
         self._changed_ns = 0
+        self._listened_at = now_s
         self.heard_at = now_s
         self.progress_at = now_s
         self.phase = ""
@@ -46,6 +51,11 @@ class Heard:
 
     def listen(self, now_s: float) -> None:
         """Read what was written since the last time; raises `StoreError`."""
+        unheard_s = now_s - self._listened_at - _LONGEST_LOOK_S
+        if unheard_s > 0:
+            self.heard_at += unheard_s
+            self.progress_at += unheard_s
+        self._listened_at = now_s
         try:
             found = os.stat(self._path)  # noqa: PTH116 - thousands of times a second
             if found.st_mtime_ns != self._changed_ns:
@@ -64,7 +74,7 @@ class Heard:
             raise store_error("read", self._path, error) from error
         whole = content.rfind(b"\n") + 1
         # A line longer than what is read at once is passed over.
-        self._offset = start + (whole or len(content))
+        self._offset = start + (whole or (len(content) if len(content) == _MOST_BYTES else 0))
         for line in content[:whole].splitlines():
             self._take(line, now_s)
 

@@ -39,6 +39,9 @@ POLL_S = 0.2
 QUICK_S = 0.05
 RECENT_S = 2.0
 IDLE_S = 3.0
+# A database that cannot be read or written is tried so often, and for so long.
+TRY_AGAIN_S = 5.0
+TROUBLE_S = 600.0
 
 
 class Supervisor:
@@ -76,10 +79,9 @@ class Supervisor:
         """Work until nothing has been there to do for a while."""
         sweep_incoming(self._home)
         self._records.with_states(self._sweep)
-        busy_at = moved_at = time.monotonic()
+        busy_at = moved_at = self._sound_at = time.monotonic()
         while time.monotonic() - busy_at < self._idle_s:
-            moved = self._supervision.round()
-            self._notifier.round()
+            moved = self._round()
             now_s = time.monotonic()
             if moved:
                 moved_at = now_s
@@ -87,14 +89,28 @@ class Supervisor:
                 busy_at = now_s
             self._calls.wait(QUICK_S if now_s - moved_at < RECENT_S else POLL_S)
 
+    def _round(self) -> bool:
+        """Move what can be moved; a database in trouble is tried again, for a while."""
+        try:
+            moved = self._supervision.round()
+            self._notifier.round()
+        except FlashError as error:
+            if time.monotonic() - self._sound_at > TROUBLE_S:
+                raise
+            self._log.error("trouble", error=error.message, next_try_s=TRY_AGAIN_S)
+            time.sleep(TRY_AGAIN_S)
+            return False
+        self._sound_at = time.monotonic()
+        return moved
+
     def _sweep(self, states: Mapping[str, RunState]) -> None:
         live = {run for run, state in states.items() if state not in FINAL}
         self._secrets.sweep(live | self._outbox.untold())
         sweep_uncommitted(self._home, states)
 
     def has_work(self) -> bool:
-        """Say whether there is a run to supervise now."""
-        return bool(self._records.unsettled())
+        """Say whether there is a run to supervise, or something to tell, now."""
+        return bool(self._records.unsettled()) or self._notifier.busy()
 
 
 def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER, idle_s: float = IDLE_S) -> None:
