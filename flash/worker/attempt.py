@@ -20,7 +20,7 @@ import attrs
 from flash.context import plugin_context
 from flash.environments import snapshot
 from flash.errors import FlashError, PluginError, StoreError
-from flash.files import write_atomic
+from flash.files import disk_error, write_atomic
 from flash.job import Job, read_job
 from flash.plugins import PluginHost, boundary
 from flash.spec.model import spec_from_dict
@@ -300,8 +300,9 @@ def _classify(error: BaseException) -> tuple[int, str, str, str | None]:
             f"out of memory: {error}",
             "lower train.max_length or train.batch_size, or take a smaller model",
         )
-    if isinstance(error, FlashError):
-        return EXIT_USER_ERROR, "user_error", error.message, error.hint
+    named = error if isinstance(error, FlashError) else disk_error(error)
+    if named is not None:
+        return EXIT_USER_ERROR, "user_error", named.message, named.hint
     last = traceback.extract_tb(error.__traceback__)[-1:]
     where = f" at {last[0].filename}:{last[0].lineno}" if last else ""
     return (
