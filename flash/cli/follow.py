@@ -92,22 +92,34 @@ class Lines:
         self._metric_due = False
 
     def show(self, update: Update) -> None:
-        """Print what is new."""
-        self._show_state(update.run)
+        """Print what is new: the rest of attempts that ended, how they ended, then what goes on."""
+        over = sum(attempt.outcome is not None for attempt in update.attempts)
+        turned = False
         for attempt, event in update.events:
-            self._progress.take([(attempt, event)])
-            if event.type == "metric":
-                self._metric_due = True
-                if time.monotonic() - self._metric_s >= _LINE_EVERY_S:
-                    self._show_metric()
-            elif (text := sentence(event)) is not None and self._is_news(event, attempt):
-                (output.warn if event.type == "warning" else output.out)(text)
-        for text in retries(update.run, update.attempts, self._ended):
-            self._ended += 1
-            output.warn(text)
+            if attempt > over and not turned:
+                turned = True
+                self._show_turn(update)
+            self._show_event(attempt, event)
+        if not turned:
+            self._show_turn(update)
         if update.run.final:
             self._show_metric()
             output.out(f"{update.run.id} {update.run.state}")
+
+    def _show_turn(self, update: Update) -> None:
+        for text in retries(update.run, update.attempts, self._ended):
+            self._ended += 1
+            output.warn(text)
+        self._show_state(update.run)
+
+    def _show_event(self, attempt: int, event: Event) -> None:
+        self._progress.take([(attempt, event)])
+        if event.type == "metric":
+            self._metric_due = True
+            if time.monotonic() - self._metric_s >= _LINE_EVERY_S:
+                self._show_metric()
+        elif (text := sentence(event)) is not None and self._is_news(event, attempt):
+            (output.warn if event.type == "warning" else output.out)(text)
 
     def _is_news(self, event: Event, attempt: int) -> bool:
         """Say whether it is not a phase that the attempt was in before: some come every step."""

@@ -47,7 +47,8 @@ def story(run: Run, attempts: Sequence[Attempt]) -> Iterator[str]:
         kept = f"step {attempt.step}"
         if attempt.then:
             yield f"  {attempt.then}"
-        if attempt.step is not None and kept not in (attempt.then or ""):
+        saved = attempt.step is not None and attempt.outcome != "finished"
+        if saved and kept not in (attempt.then or ""):
             yield f"  the checkpoint of {kept} is kept"
 
 

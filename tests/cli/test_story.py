@@ -72,7 +72,15 @@ def test_each_attempt_is_told_with_time_place_cost_end_and_what_was_done():
         "  tried again at once, from step 150",
         "attempt 2  2026-07-05 12:16:00  on local (cpu), 40 s",
         "  finished",
-        "  the checkpoint of step 400 is kept",
+    ]
+
+
+def test_what_a_failed_attempt_had_saved_is_said_unless_it_was_gone_on_from():
+    failed = attrs.evolve(LOST, outcome="user_error", then="not tried again: it would fail again")
+
+    assert list(story(RUN, [failed]))[2:] == [
+        "  not tried again: it would fail again",
+        "  the checkpoint of step 150 is kept",
     ]
 
 
@@ -87,7 +95,10 @@ def test_what_stands_above_as_the_error_is_not_said_twice():
     [
         ({"state": "launching"}, "is being launched"),
         ({"state": "live"}, "is running"),
-        ({"state": "live", "stopping": "over_budget"}, "is being stopped: the run reached its budget"),
+        (
+            {"state": "live", "stopping": "over_budget"},
+            "is being stopped: the run reached its budget",
+        ),
     ],
 )
 def test_an_attempt_that_has_not_ended_says_what_it_does(changes, now):
