@@ -56,6 +56,12 @@ def budget_line(run: Run, attempts: Sequence[Attempt]) -> str | None:
     return ", ".join(parts)
 
 
+def needed_option(run: Run, attempts: Sequence[Attempt]) -> str:
+    """Return what `flash resume` of the run has to be told, where it is at a limit."""
+    used, limit = share(spent(attempts, live_s=0.0), run.spec.get("budget", {}))
+    return {"max_hours": " --max-hours H", "max_usd": " --max-usd U"}[limit] if used >= 1 else ""
+
+
 def _of_hours(limit: float | None) -> str:
     return "" if limit is None else f" of {duration(limit * 3600)}"
 

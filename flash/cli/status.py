@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from flash.cli.app import App, pass_app
-from flash.cli.budget import budget_json, budget_line
+from flash.cli.budget import budget_json, budget_line, needed_option
 from flash.cli.follow import SPARKLINE_WIDTH, Log, Silence, follow, progress_view
 from flash.cli.output import note, out, print_json
 from flash.cli.progress import Progress, duration, held_out_since, metric_line, sparkline
@@ -272,6 +272,6 @@ def _next_steps(plane: Plane, record: Run) -> Iterator[tuple[str, str]]:
         attempts = plane.attempts(run)
         if not attempts or attempts[-1].outcome != "user_error":
             start = f"from step {saved[-1].step}" if saved else "from the start"
-            yield f"flash resume {run}", f"have it go on {start}"
+            yield f"flash resume {run}{needed_option(record, attempts)}", f"have it go on {start}"
         if saved:
             yield f"flash checkpoints {run}", "what was saved; any step can be evaluated"

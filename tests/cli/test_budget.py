@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from flash.cli.budget import BUDGET_KEYS, budget_json, budget_line
+from flash.cli.budget import BUDGET_KEYS, budget_json, budget_line, needed_option
 
 
 def run(**budget):
@@ -46,6 +46,19 @@ def test_a_run_that_works_has_used_what_it_has_by_now():
         "worked 10 min 0 s of 1 h 0 min",
         "worked 10 min 1 s of 1 h 0 min",
     }
+
+
+@pytest.mark.parametrize(
+    ("budget", "option"),
+    [
+        ({}, ""),
+        ({"max_hours": 2, "max_usd": 4}, ""),
+        ({"max_hours": 1, "max_usd": 4}, " --max-hours H"),
+        ({"max_hours": 2, "max_usd": 2}, " --max-usd U"),
+    ],
+)
+def test_a_run_at_a_limit_is_resumed_with_more_of_that(budget, option):
+    assert needed_option(run(**budget), [attempt(3600, price=2.0)]) == option
 
 
 def test_the_json_has_the_documented_keys():
