@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,14 @@ _HINTS = {
     errno.EIO: "the disk fails: look after it, or set FLASH_HOME to another one",
     errno.ENOENT: "something has removed it, or the folder it was in",
 }
+_THE_DISKS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO),
+        *(errno.EMFILE, errno.ENFILE),
+    }
+)
+# How libraries in Rust end the sentence in which they hide the system's answer.
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _ANY_HINT = "look at what is there, and try again"
 
 
@@ -31,6 +40,23 @@ def store_error(action: str, path: Path, error: OSError) -> StoreError:
     return StoreError(
         f"cannot {action} {path}: {reason}", hint=_HINTS.get(error.errno or 0, _ANY_HINT)
     )
+
+
+def disk_error(error: BaseException, *, unnamed: str = "a file") -> StoreError | None:
+    """
+    Return the `StoreError` for an error that is the disk's and nobody's code's, else None.
+
+    `unnamed` is what was written where the error does not say.
+    """
+    if isinstance(error, OSError):
+        code, where = error.errno, error.filename
+    else:
+        match = _OS_ERROR.search(str(error))
+        code, where = int(match[1]) if match else None, None
+    if code not in _THE_DISKS:
+        return None
+    what = f"use {os.fsdecode(where)}" if isinstance(where, str | bytes) else f"write {unnamed}"
+    return StoreError(f"cannot {what}: {os.strerror(code)}", hint=_HINTS.get(code, _ANY_HINT))
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -75,14 +75,19 @@ def boundary(plugin: str, call: str) -> Iterator[None]:
     """
     Attribute what a plugin raises: FlashErrors pass, anything else becomes a `PluginError`.
 
-    `call` names what was asked of the plugin. SystemExit is contained too; KeyboardInterrupt is
-    the user's and passes.
+    A disk that fails is no plugin's fault, and becomes a `StoreError`. `call` names what was asked
+    of the plugin. SystemExit is contained too; KeyboardInterrupt is the user's and passes.
     """
     try:
         yield
     except (FlashError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as error:
+        from flash.files import disk_error
+
+        disk = disk_error(error)
+        if disk is not None:
+            raise disk from error
         message = f"plugin {plugin}: {call} raised {describe(error)}"
         hint = f"--debug shows the traceback; FLASH_DISABLE_PLUGINS={plugin} sets the plugin aside"
         raise PluginError(message, hint=hint) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import sys
 from importlib import import_module
@@ -15,14 +14,13 @@ import click.shell_completion
 import flash
 from flash.cli import COMMANDS, DESCRIPTION, EPILOG, OPTIONS, output
 from flash.cli.app import App
-from flash.errors import FlashError, PluginError, StoreError, UsageError
+from flash.errors import FlashError, PluginError, UsageError
 from flash.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _HELP = dict(OPTIONS)
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Verbs(click.Group):
@@ -150,13 +148,13 @@ def _in_a_folder() -> bool:
 
 def _named(error: Exception, app: App) -> Exception:
     """Return the error as what it is: the user's, the disk's, a plugin's, or a defect of ours."""
+    from flash.files import disk_error
+
     if isinstance(error, FlashError):
         return error
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        where = error.filename or "the output"
-        named: FlashError = StoreError(
-            f"cannot write {where}: {error.strerror}", hint="free some space"
-        )
+    named: FlashError | None = disk_error(error, unnamed="the output")
+    if named is not None:
+        pass
     elif isinstance(error, FileNotFoundError) and not _in_a_folder():
         named = UsageError(
             "the working directory does not exist any more", hint="cd into a folder that does"

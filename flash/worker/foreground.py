@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flash.environments import folder_digest
 from flash.errors import FlashError, UsageError
+from flash.files import disk_error
 from flash.home import FlashHome
 from flash.plugins import PluginHost
 from flash.spec.model import read_reward_tables
@@ -38,13 +39,13 @@ def run_task(name: str, given: Mapping[str, Any], answers: TextIO, redactor: Red
         if task is None:
             raise UsageError(f"the worker knows no task {name!r}")  # noqa: TRY301 - one exit
         answer(result=task(given["request"], given["secrets"], lambda text: answer(progress=text)))
-    except FlashError as error:
-        answer(error={"message": error.message, "hint": error.hint, "exit_code": error.exit_code})
-        return error.exit_code
     except BaseException as error:  # noqa: BLE001 - the boundary: a crash or sys.exit() is an answer too
-        traceback.print_exc()
-        answer(error={"message": f"{type(error).__name__}: {error}", "hint": None, "exit_code": 1})
-        return 1
+        known = error if isinstance(error, FlashError) else disk_error(error)
+        if known is None:
+            traceback.print_exc()
+            known = FlashError(f"{type(error).__name__}: {error}")
+        answer(error={"message": known.message, "hint": known.hint, "exit_code": known.exit_code})
+        return known.exit_code
     return 0
 
 
