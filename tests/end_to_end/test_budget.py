@@ -17,6 +17,8 @@ pytestmark = pytest.mark.slow
 ENDLESS = ("--set", "train.max_steps=1000000")
 ROOM_S = 2.0
 """Of training, in the run that is stopped."""
+CONCURRENCY = 2
+"""Calls of the judge."""
 
 
 def on_a_terminal(project, *words, answer):
@@ -138,6 +140,7 @@ model = "judge-1"
 base_url = "http://127.0.0.1:{port}/v1"
 rubric = "Long is good."
 cache = false
+concurrency = {concurrency}
 usd_per_million_input = 1000
 usd_per_million_output = 1000
 
@@ -147,7 +150,9 @@ max_usd = 5
 
 
 def test_a_run_whose_judge_has_cost_its_budget_is_stopped(project, judge):
-    project.write("run.toml", RL.format(model=project.model, port=judge.server_port))
+    project.write(
+        "run.toml", RL.format(model=project.model, port=judge.server_port, concurrency=CONCURRENCY)
+    )
 
     run = project.submit()
     status = project.wait(run)
@@ -156,7 +161,7 @@ def test_a_run_whose_judge_has_cost_its_budget_is_stopped(project, judge):
     assert status["error"].startswith("the run reached its budget of 5 USD: it cost ")
     budget = status["budget"]
     assert budget["reported_usd"] == budget["usd"] >= 5
-    # Each call costs one dollar, and every one of them was counted, those of the last step too.
-    assert budget["usd"] == pytest.approx(len(judge.asked))
+    # Each call costs one dollar; those alone are not counted that were open when it was stopped.
+    assert 0 <= len(judge.asked) - round(budget["usd"]) <= CONCURRENCY
     assert project.json("checkpoints", run)
     assert f"of 5 USD ({budget['usd']:.2f} for rewards)" in project.flash("status", run).stdout
