@@ -15,12 +15,16 @@ import attrs
 
 from flash.cost import Spent, share
 from flash.errors import StoreError
+from flash.files import store_error
+from flash.plane.store import RunStore, tail_lines
 from flash.spec.layers import leaves
 from flash.spec.model import spec_to_dict
 from flash.spec.paths import dotted
+from flash.worker.reporter import read_event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from flash.plan import Plan
     from flash.plane.plane import Plane
@@ -32,6 +36,12 @@ _MOST_RUNS: Final = 20
 """Runs of one kind whose events are read; the newest tell enough."""
 
 _MOST_DIFFERENCES: Final = 3
+
+_FIRST_BYTES: Final = 1 << 18
+"""Of a worker's events, before which there is a first step; the last one is at the end."""
+
+_MACHINE: Final = ("provider", "accelerator", "count")
+"""What of two offers has to be the same for a step to take the same time."""
 
 # Settings that algorithms call alike and that say how many steps there are, not how long one takes.
 _LENGTHS: Final = frozenset({"epochs", "max_steps", "steps"})
@@ -110,7 +120,7 @@ def _most_like(plan: Plan, offer: Offer, plane: Plane) -> tuple[Measured, list[s
         differences = _differences(run, wanted, digest, plane)
         if differences is None or (best is not None and len(differences) >= len(best[1])):
             continue
-        measured = measure(run, plane.attempts(run.id), plane.events(run.id), offer)
+        measured = measure(run.id, plane.attempts(run.id), RunStore(plane.store(run.id)), offer)
         if measured is not None:
             best = measured, differences
             if not differences:
@@ -139,8 +149,6 @@ def _differences(
     run: Run, wanted: Mapping[str, Any], digest: str | None, plane: Plane
 ) -> list[str] | None:
     """Say what of `run` may make its steps other ones; None for a run without its files."""
-    from flash.plane.store import RunStore
-
     try:
         job = RunStore(plane.store(run.id)).job()
     except StoreError:
@@ -165,21 +173,35 @@ def _at(data: Any, keys: Iterable[str | int]) -> Any:
 
 
 def measure(
-    run: Run, attempts: Iterable[Attempt], events: Iterable[tuple[int, Event]], offer: Offer
+    run: str, attempts: Sequence[Attempt], store: RunStore, offer: Offer
 ) -> Measured | None:
     """Return what the newest attempt on a machine as in `offer` took that did two steps or more."""
-    seen: dict[int, _Seen] = {}
-    for number, event in events:
-        seen.setdefault(number, _Seen()).take(event)
-    for attempt in sorted(attempts, key=lambda attempt: -attempt.number):
+    for attempt in reversed(attempts):
         there = attempt.offer
-        same = all(
-            there.get(name) == getattr(offer, name) for name in ("provider", "accelerator", "count")
-        )
-        found = seen[attempt.number].measured(run.id, attempt) if attempt.number in seen else None
-        if same and found is not None:
+        if any(there.get(name) != getattr(offer, name) for name in _MACHINE):
+            continue
+        seen = _Seen()
+        path = store.attempt(attempt.number) / "events.jsonl"
+        lines: list[bytes | str] = [*_first_lines(path), *tail_lines(path)]
+        for line in lines:
+            event = read_event(line, attempt.number)
+            if event is not None:
+                seen.take(event)
+        found = seen.measured(run, attempt)
+        if found is not None:
             return found
     return None
+
+
+def _first_lines(path: Path) -> list[bytes]:
+    """Return the lines that a file begins with; of one that is not there, none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_FIRST_BYTES).splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise store_error("read", path, error) from error
 
 
 @attrs.define

@@ -11,7 +11,6 @@ from flash.environments import folder_digest
 from flash.estimate import Estimate, estimate
 from flash.job import Job
 from flash.plane.store import RunStore
-from flash.plane.tail import EventTail
 from flash.spec import spec_from_dict
 from flash.spec.limits import BudgetTable
 from flash.spec.model import spec_to_dict
@@ -105,9 +104,6 @@ class Here:
     def attempts(self, run):
         return next(found.its for found in self.found if found.id == run)
 
-    def events(self, run):
-        return EventTail(self.store(run)).read()
-
     def store(self, run):
         return self.folder / run
 
@@ -137,6 +133,16 @@ def test_a_step_takes_what_it_took_and_so_does_the_start(here):
     assert found.hours == pytest.approx((30 + 360 * 10) / 3600)
     assert found.usd == 0.0
     assert found.basis == "360 steps at 10 s each, as measured in run before"
+
+
+def test_of_a_long_run_the_beginning_and_the_end_are_read(here):
+    store = here.ran("before", [100.0 + 0.5 * step for step in range(1, 7001)], usd=70.0)
+    assert (store.attempt(1) / "events.jsonl").stat().st_size > 1 << 18
+
+    found = estimate(here.plan(steps=7200), here)
+
+    assert found.hours == pytest.approx(1.0)
+    assert found.usd == pytest.approx(72.0)
 
 
 def test_it_costs_the_machines_price_and_what_rewards_cost_a_step(here):
