@@ -144,6 +144,23 @@ class Database:
         except BaseException:
             self.close()
             raise
+        self._file = path.stat()
+
+    def check_in_place(self) -> None:
+        """
+        Raise `StoreError` where the file is no longer there, or another one is in its place.
+
+        SQLite goes on with the file that it has open, which nobody else sees any more.
+        """
+        try:
+            in_place = os.path.samestat(self.path.stat(), self._file)
+        except FileNotFoundError:
+            in_place = False
+        except OSError:
+            return  # the next transaction says what is wrong
+        if not in_place:
+            message = f"{self.path} was removed or replaced while it was in use"
+            raise StoreError(message, hint="what was submitted since then is in the new one")
 
     def close(self) -> None:
         """Close every connection; the object is of no use after."""

@@ -30,6 +30,7 @@ from flash.plane.store import RunStore
 from flash.plane.watched import Watched
 from flash.plugins import boundary
 from flash.spec.secrets import SecretFinder
+from flash.values import Event
 from flash.worker.checkpoints import CheckpointStore
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from flash.plane.records import Records
     from flash.plane.runs import Attempt, Ending, Supervised
     from flash.plugins import PluginHost
-    from flash.values import Event, Instance, Outcome
+    from flash.values import Instance, Outcome
 
 WORKER = (sys.executable, "-P", "-m", "flash.worker", "run")
 """The worker's command; the store and the attempt's number follow."""
@@ -261,11 +262,15 @@ class Supervision:
             )
 
     def _said(self, attempt: Attempt) -> Event | None:
-        """Return the last error that the worker reported; a store that is gone says nothing."""
+        """Return the last error that the worker reported; for a store that is gone, that it is."""
+        store = RunStore(self._home.runs / attempt.run)
         try:
-            return RunStore(self._home.runs / attempt.run).last_error(attempt.number)
-        except StoreError as error:
-            self._log.warning("not read", run=attempt.run, error=error.message)
+            if not store.path.is_dir():
+                words = {"message": f"{store.path} was removed while the run was live"}
+                return Event("error", 0.0, words | {"hint": "submit the run again"})
+            return store.last_error(attempt.number)
+        except (StoreError, OSError) as error:
+            self._log.warning("not read", run=attempt.run, error=str(error))
             return None
 
     def _step(self, run: Supervised) -> int | None:

@@ -8,6 +8,7 @@ facts. Its log is `supervisor.log` in the home, or the terminal when it is run b
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -51,7 +52,7 @@ class Supervisor:
         self._home = home
         self._idle_s = idle_s
         self._log = log
-        database = Database(home.database)
+        self._database = database = Database(home.database)
         self._records = Records(database)
         self._secrets = RunSecrets(home)
         self._calls = Calls()
@@ -77,10 +78,10 @@ class Supervisor:
 
     def run(self) -> None:
         """Work until nothing has been there to do for a while."""
-        sweep_incoming(self._home)
-        self._records.with_states(self._sweep)
+        self._sweep_all()
         busy_at = moved_at = self._sound_at = time.monotonic()
         while time.monotonic() - busy_at < self._idle_s:
+            self._database.check_in_place()
             moved = self._round()
             now_s = time.monotonic()
             if moved:
@@ -102,6 +103,14 @@ class Supervisor:
             return False
         self._sound_at = time.monotonic()
         return moved
+
+    def _sweep_all(self) -> None:
+        """Remove what was cut short before; what cannot be removed must not hold up the runs."""
+        try:
+            sweep_incoming(self._home)
+            self._records.with_states(self._sweep)
+        except (FlashError, OSError) as error:
+            self._log.warning("not swept", error=str(error))
 
     def _sweep(self, states: Mapping[str, RunState]) -> None:
         live = {run for run, state in states.items() if state not in FINAL}
@@ -144,8 +153,10 @@ class _Lines:
 
     def msg(self, line: str) -> None:
         for stream in self._streams:
-            stream.write(f"{line}\n")
-            stream.flush()
+            # A disk that is full must not end supervision for the sake of its log.
+            with contextlib.suppress(OSError):
+                stream.write(f"{line}\n")
+                stream.flush()
 
     info = warning = error = msg
 
