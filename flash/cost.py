@@ -16,12 +16,12 @@ import attrs
 
 from flash.errors import UsageError
 from flash.fields import limit_broken, setting_of
-from flash.spec.limits import BudgetTable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from flash.plane.runs import Attempt
+    from flash.spec.limits import BudgetTable
 
     Budget = BudgetTable | Mapping[str, Any]
 
@@ -108,6 +108,8 @@ def raised(
 
     Raises `UsageError` for a limit that is none, and where the run would be at a limit at once.
     """
+    from flash.spec.limits import BudgetTable  # and with it all of the spec
+
     wanted = {name: value for name, value in changes.items() if value is not None}
     for name, value in wanted.items():
         wrong = limit_broken(setting_of(attrs.fields_dict(BudgetTable)[name]), value)
