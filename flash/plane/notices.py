@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE: Final = 8
 LIMIT_S: Final = 60.0
+LOOK_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 600.0
 MOST_TRIES: Final = 152
 """As many as the pauses fit into a day: counted, because a clock may jump."""
@@ -87,6 +88,7 @@ class Notifier:
         # Threads of tries that were given up; they count against `MOST_AT_ONCE` until they end.
         self._stuck: list[threading.Thread] = []
         self._begun = False
+        self._look_at = float("-inf")
 
     def round(self) -> None:
         """Record what became of tries under way, and begin those that are due."""
@@ -97,11 +99,13 @@ class Notifier:
             self._begun = True
         for delivery in [each for each in self._deliveries if self._is_over(each)]:
             self._deliveries.remove(delivery)
+            self._look_at = float("-inf")
             self._record(delivery)
         self._stuck = [thread for thread in self._stuck if thread.is_alive()]
         room = MOST_AT_ONCE - len(self._deliveries) - len(self._stuck)
-        if room <= 0:
+        if room <= 0 or self._clock.monotonic() < self._look_at:
             return
+        self._look_at = self._clock.monotonic() + LOOK_S
         busy = {(each.notice.run, each.notice.sink) for each in self._deliveries}
         due = self._outbox.due(self._clock.time())
         for notice in [each for each in due if (each.run, each.sink) not in busy][:room]:

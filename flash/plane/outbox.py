@@ -29,6 +29,22 @@ _AT_ONCE: Final = 500
 LONGEST_WAIT_S: Final = 3600.0
 """No try of a notice is further away than this."""
 
+_N: Final = tables.notices.c
+# A range, which SQLite looks up in the index; NULL is in none.
+_UNTOLD: Final = _N.not_before_s >= 0
+# The grouping is of no column as such: its index would have SQLite walk through all ever told.
+_FIRST: Final = (
+    sa.select(sa.func.min(_N.id)).where(_UNTOLD).group_by(_N.run.concat("/").concat(_N.sink))
+)
+_NOW_S: Final = sa.bindparam("now_s", type_=sa.Float)
+_DUE: Final = (
+    sa.select(_N.id, _N.run, _N.sink, _N.kind, _N.data, _N.created_s, _N.tries)
+    .where(_N.id.in_(_FIRST))
+    .where((_N.not_before_s <= _NOW_S) | (_N.not_before_s > _NOW_S + LONGEST_WAIT_S))
+    .order_by(_N.id)
+    .limit(_AT_ONCE)
+)
+
 
 @attrs.frozen(kw_only=True)
 class Notice:
@@ -97,27 +113,15 @@ class Outbox:
         One that is due only in a time that no pause is long enough for is due now: the clock was
         set back.
         """
-        n, before = tables.notices.c, tables.notices.alias().c
-        earlier = sa.exists().where(
-            before.run == n.run,
-            before.sink == n.sink,
-            before.id < n.id,
-            before.not_before_s.is_not(None),
-        )
-        query = (
-            sa.select(n.id, n.run, n.sink, n.kind, n.data, n.created_s, n.tries)
-            .where((n.not_before_s <= now_s) | (n.not_before_s > now_s + LONGEST_WAIT_S), ~earlier)
-            .order_by(n.id)
-            .limit(_AT_ONCE)
-        )
         with self._database.reading() as connection:
-            return [Notice(**row) for row in connection.execute(query).mappings()]
+            found = connection.execute(_DUE, {"now_s": now_s})
+            return [Notice(**row) for row in found.mappings()]
 
     def untold(self) -> set[str]:
         """Return the runs of which there is still something to tell."""
-        query = sa.select(tables.notices.c.run).where(tables.notices.c.not_before_s.is_not(None))
+        query = sa.select(tables.notices.c.run).where(_UNTOLD)
         with self._database.reading() as connection:
-            return set(connection.scalars(query.distinct()))
+            return set(connection.scalars(query))
 
     def once_ended(self, run: str, act: Callable[[bool], None]) -> None:
         """
@@ -126,7 +130,7 @@ class Outbox:
         It is told whether nothing is left to tell of the run.
         """
         runs, n = tables.runs.c, tables.notices.c
-        untold = sa.exists().where(n.run == run, n.not_before_s.is_not(None))
+        untold = sa.exists().where(n.run == run, _UNTOLD)
         with self._database.writing() as connection:
             found = connection.execute(sa.select(runs.state, ~untold).where(runs.id == run)).first()
             if found is not None and found[0] in FINAL:

@@ -5,6 +5,7 @@ import time
 
 import attrs
 import pytest
+import sqlalchemy as sa
 from plane_bench import until
 
 from flash.errors import RateLimited, Unreachable
@@ -129,8 +130,31 @@ class Bell:
 
 
 @pytest.fixture
-def bell(tmp_path):
+def bell(tmp_path, monkeypatch):
+    monkeypatch.setattr(notices, "LOOK_S", 0.0)  # the clock here stands still
     return Bell(tmp_path / "home")
+
+
+def test_looking_for_notices_does_not_walk_through_all_that_were_ever_told(tmp_path):
+    seen = []
+    database = Database(tmp_path / "other.db")
+    outbox = Outbox(database)
+    sa.event.listen(
+        database._engine, "before_cursor_execute", lambda *told: seen.append((told[2], told[3]))
+    )
+    outbox.due(0.0)
+    outbox.untold()
+    asked = [(query, values) for query, values in seen if "notices" in query]
+
+    with database.reading() as connection:
+        plans = [
+            [row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values)]
+            for query, values in asked
+        ]
+    assert len(plans) == 2
+    for plan in plans:
+        assert any("ix_notices_not_before_s" in step for step in plan), plan
+        assert not any(step.startswith("SCAN notices") for step in plan), plan
 
 
 def test_a_notice_is_told_once_and_in_full(bell):
