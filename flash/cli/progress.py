@@ -119,7 +119,8 @@ class Progress:
     def _take_up(self, attempt: int, step: int) -> None:
         """Where an attempt begins to measure, forget the steps that the ones before had beyond."""
         if attempt > self._measured > 0:
-            for by_step in (*self.curves.values(), self.evaluations):
+            measured: list[dict[int, Any]] = [*self.curves.values(), self.evaluations]
+            for by_step in measured:
                 for undone in [known for known in by_step if known >= step]:
                     del by_step[undone]
         self._measured = max(self._measured, attempt)

@@ -2,7 +2,8 @@
 The secret values of runs that may still launch: `secrets/<run>.json`, mode 0600.
 
 Values are here from the submit until the run is final, because a later attempt needs them and
-nobody is there to be asked. They are in no other file.
+nobody is there to be asked. Those that its last notices are delivered with stay until they are
+(`flash.plane.notices`). They are in no other file.
 """
 
 from __future__ import annotations
