@@ -98,6 +98,8 @@ class Plane:
 
     def submit_all(self, submissions: Sequence[Submission]) -> Sequence[Run]:
         """Take all of the jobs, or none of them, as `submit` takes one."""
+        if not submissions:
+            return []
         caller = worker_environment(self._environ) | {"FLASH_HOME": str(self._home.root)}
         runs = self._submitter.submit(submissions, caller)
         try:

@@ -74,8 +74,6 @@ class Submitter:
         """
         runs = [submission.job.run for submission in submissions]
         _check(runs)
-        if not runs:
-            return []
         with incoming_stores(self._home, runs) as folders:
             for folder, submission in zip(folders, submissions, strict=True):
                 _build(folder, submission)
