@@ -22,7 +22,7 @@ import attrs
 
 from flash.context import plugin_context
 from flash.errors import EnvironmentFault, FlashError
-from flash.files import sha256, store_error
+from flash.files import mark_used, sha256, store_error
 from flash.plugins import boundary
 from flash.suggest import did_you_mean
 
@@ -208,6 +208,7 @@ def _fetched(plugin: str, reference: str, host: PluginHost, home: FlashHome) -> 
                 # Another process fetched the same revision first; its files are these files.
                 if not folder.is_dir():
                     raise store_error("keep the environment in", folder, error) from error
+    mark_used(folder)
     return Located(plugin=plugin, reference=reference, folder=folder, revision=revision)
 
 

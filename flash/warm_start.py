@@ -11,6 +11,7 @@ import attrs
 
 from flash.context import plugin_context
 from flash.errors import UsageError
+from flash.files import mark_used
 from flash.plugins import boundary
 from flash.values import Problem
 
@@ -100,7 +101,9 @@ def fetch_adapter(
         source: HasAdapters = record.make(
             plugin_context(home, plugin, secret, declared=record.secrets)
         )
-        return source.fetch_adapter(reference, home.folder("adapters", plugin))
+        folder, revision = source.fetch_adapter(reference, home.folder("adapters", plugin))
+    mark_used(folder)
+    return folder, revision
 
 
 def not_fetched(reference: str) -> Problem:

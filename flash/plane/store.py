@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from flash.files import store_error
+from flash.files import store_error, write_atomic
 from flash.job import read_job
 from flash.plane.ids import is_run_id
 from flash.plane.lock import sharing, try_lock
@@ -141,6 +141,33 @@ def committed(folder: Path) -> None:
     """Say that the run of this store is in the database; where that fails, the sweep does."""
     with contextlib.suppress(OSError):
         (folder / _UNCOMMITTED).unlink()
+
+
+def disown(folder: Path) -> None:
+    """
+    Say that the run of this store is not in the database, in the transaction that removes it.
+
+    Raises `StoreError`.
+    """
+    write_atomic(folder / _UNCOMMITTED, b"")
+
+
+def is_disowned(folder: Path) -> bool:
+    """Say whether a store is marked as one whose run is not, or not yet, in the database."""
+    return (folder / _UNCOMMITTED).exists()
+
+
+def cut_short(home: FlashHome, runs: Collection[str]) -> list[Path]:
+    """Return what the sweeps would remove now; nothing while a submit is in progress."""
+    lock = try_lock(_submits(home))
+    if lock is None:
+        return []
+    try:
+        marked = (mark.parent for mark in home.runs.glob(f"*/{_UNCOMMITTED}"))
+        disowned = [path for path in marked if is_run_id(path.name) and path.name not in runs]
+        return [*home.runs.glob(f"{_INCOMING}*"), *disowned]
+    finally:
+        os.close(lock)
 
 
 def sweep_uncommitted(home: FlashHome, runs: Collection[str]) -> None:

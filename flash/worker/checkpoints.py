@@ -177,6 +177,27 @@ class CheckpointStore:
         except OSError as error:
             raise store_error("remove old checkpoints from", self._folder, error) from error
 
+    def unneeded(self) -> Sequence[Path]:
+        """Return what `thin` removes."""
+        states = [one.folder / _STATE for one in self.list()]
+        cut_short = [folder for folder in self._folders() if not (folder / MANIFEST).exists()]
+        return [*(path for path in states if path.exists()), *cut_short]
+
+    def thin(self) -> None:
+        """
+        Leave nothing but what can be deployed: the run is done, and nothing resumes from it.
+
+        Raises `StoreError`.
+        """
+        try:
+            for one in self.list():
+                _thin(one)
+            for folder in self._folders():
+                if not (folder / MANIFEST).exists():
+                    _erase(folder)
+        except OSError as error:
+            raise store_error("remove old checkpoints from", self._folder, error) from error
+
     def _folders(self) -> Sequence[Path]:
         """Return the folder of each step, complete or not, by step."""
         if not self._folder.is_dir():

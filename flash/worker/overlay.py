@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 from packaging.requirements import Requirement
 
 from flash.errors import EnvironmentFault, StoreError
-from flash.files import store_error
+from flash.files import mark_used, store_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +52,7 @@ def ensure_overlay(
         if not folder.is_dir():
             report(f"installing {', '.join(requirements)} for the environment")
             _install(requirements, folder)
+        mark_used(folder)
     return folder
 
 
