@@ -95,7 +95,7 @@ class Notifier:
         if not self._begun:
             # Of ends that a supervisor before was killed over.
             for run in self._outbox.untold():
-                self.ended(run)
+                self._clear(run)
             self._begun = True
         for delivery in [each for each in self._deliveries if self._is_over(each)]:
             self._deliveries.remove(delivery)
@@ -128,6 +128,13 @@ class Notifier:
 
         self._outbox.once_ended(run, forget)
 
+    def _clear(self, run: str) -> None:
+        try:
+            self.ended(run)
+        except StoreError as error:
+            # No reason to hold up the others; the next supervisor sweeps what stays.
+            self._log.warning("not cleared away", run=run, error=error.message)
+
     def busy(self) -> bool:
         """Say whether there is still something to tell, now or later."""
         return bool(self._outbox.untold())
@@ -152,7 +159,7 @@ class Notifier:
             return
         if deliver is None:
             self._outbox.delivered(notice.id)
-            self.ended(notice.run)
+            self._clear(notice.run)
             return
         delivery = _Delivery(notice, self._clock.monotonic() + self._limit_s)
 
@@ -215,7 +222,7 @@ class Notifier:
             error = StoreError(f"it took longer than {self._limit_s:g} s")
         if error is None:
             self._outbox.delivered(notice.id)
-            self.ended(notice.run)
+            self._clear(notice.run)
         else:
             self._failed(notice, error)
 
@@ -233,7 +240,7 @@ class Notifier:
     def _give_up(self, notice: outbox.Notice, error: str) -> None:
         self._outbox.failed(notice.id, not_before_s=None)
         self._say("a notice is given up", notice, error)
-        self.ended(notice.run)
+        self._clear(notice.run)
 
     def _say(self, what: str, notice: outbox.Notice, error: str, **more: Any) -> None:
         facts = {"run": notice.run, "sink": notice.sink, "kind": notice.kind, "id": notice.id}

@@ -358,6 +358,22 @@ def test_secrets_of_a_run_that_tells_nobody_go_when_it_ends(bell):
 
 
 @pytest.mark.slow
+def test_secrets_that_cannot_be_read_hold_up_no_other_run(bell):
+    bell.submit(BELL_KEY="canary-4711")
+    bell.submit(OTHER)
+    (bell.home.root / "secrets" / f"{RUN}.json").write_text("{")
+    bell.cancel()
+    bell.cancel(OTHER)
+    bell.rounds()
+
+    assert [notice.run for notice in bell.told] == [OTHER]
+    assert [line for line, _ in bell.log.lines] == [
+        "not cleared away",
+        "a notice was not delivered",
+    ]
+
+
+@pytest.mark.slow
 def test_secrets_of_a_run_that_was_resumed_meanwhile_stay(bell):
     bell.submit(BELL_KEY="canary-4711", HF_TOKEN="another")
     bell.cancel()
