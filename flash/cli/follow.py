@@ -63,9 +63,13 @@ def detach(run: str) -> int:
     return INTERRUPTED
 
 
-def progress_view() -> AbstractContextManager[View]:
-    """Return the view of a run's progress that suits where stdout goes."""
-    return live_view() if output.is_terminal() else contextlib.nullcontext(Lines())
+def progress_view(known: int = 0) -> AbstractContextManager[View]:
+    """
+    Return the view of a run's progress that suits where stdout goes.
+
+    Of the first `known` attempts nothing is told: that was before.
+    """
+    return live_view(known) if output.is_terminal() else contextlib.nullcontext(Lines(known))
 
 
 class Silence:
@@ -82,11 +86,12 @@ class Lines:
     Of metrics, the first, the last and one every two seconds; of an attempt's phases, each once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: int = 0) -> None:
         self._progress = Progress()
         self._state = ""
         self._waiting: str | None = None
-        self._ended = 0
+        self._known = known
+        self._ended = known
         self._phases: set[tuple[int, str]] = set()
         self._metric_s = float("-inf")
         self._metric_due = False
@@ -114,6 +119,8 @@ class Lines:
 
     def _show_event(self, attempt: int, event: Event) -> None:
         self._progress.take([(attempt, event)])
+        if attempt <= self._known:
+            return
         if event.type == "metric":
             self._metric_due = True
             if time.monotonic() - self._metric_s >= _LINE_EVERY_S:
@@ -169,25 +176,28 @@ def retries(run: Run, attempts: Sequence[Attempt], known: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def live_view() -> Iterator[View]:
+def live_view(known: int = 0) -> Iterator[View]:
     """Give a view that redraws itself in place, with what happened scrolling by above it."""
     from rich.live import Live
 
     console = output.console()
     with Live(console=console, refresh_per_second=8) as live:
-        yield _Live(live)
+        yield _Live(live, known)
 
 
 class _Live:
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, known: int) -> None:
         self._live = live
         self._progress = Progress()
-        self._ended = 0
+        self._known = known
+        self._ended = known
 
     def show(self, update: Update) -> None:
         for attempt, event in update.events:
             self._progress.take([(attempt, event)])
-            if event.type not in {"metric", "phase"} and (text := sentence(event)) is not None:
+            if attempt <= self._known or event.type in {"metric", "phase"}:
+                continue
+            if (text := sentence(event)) is not None:
                 self._say(text, "yellow" if event.type == "warning" else "dim")
         for text in retries(update.run, update.attempts, self._ended):
             self._ended += 1

@@ -55,8 +55,8 @@ def resume(  # noqa: PLR0913 - one parameter an option
         {"max_hours": max_hours, "max_usd": max_usd},
     )
     plane.resume(record.id, secrets=SecretFinder(app.host, [Path.cwd()]).require, budget=budget)
-    saved = plane.checkpoints(record.id)
+    saved, known = plane.checkpoints(record.id), len(attempts)
     if not as_json:
         start = f"step {saved[-1].step}" if saved else "the start: it had saved no checkpoint"
-        note(f"{record.id} goes on from {start}, as attempt {len(attempts) + 1}")
-    ctx.exit(go_on(plane, record.id, background=background, as_json=as_json))
+        note(f"{record.id} goes on from {start}, as attempt {known + 1}")
+    ctx.exit(go_on(plane, record.id, background=background, as_json=as_json, known=known))

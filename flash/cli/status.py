@@ -106,9 +106,13 @@ def status(
         show_status(plane, record)
 
 
-def follow_to_the_end(plane: Plane, run: str, *, as_json: bool) -> int:
-    """Follow the run, then print how it ended; return the exit code."""
-    view = contextlib.nullcontext(Silence()) if as_json else progress_view()
+def follow_to_the_end(plane: Plane, run: str, *, as_json: bool, known: int = 0) -> int:
+    """
+    Follow the run, then print how it ended; return the exit code.
+
+    Of its first `known` attempts nothing is told before the end.
+    """
+    view = contextlib.nullcontext(Silence()) if as_json else progress_view(known)
     code = follow(plane, run, view)
     record = plane.run(run)
     if record.final:
@@ -119,10 +123,14 @@ def follow_to_the_end(plane: Plane, run: str, *, as_json: bool) -> int:
     return code
 
 
-def go_on(plane: Plane, run: str, *, background: bool, as_json: bool) -> int:
-    """Follow a run that was just started to its end, or say how to; return the exit code."""
+def go_on(plane: Plane, run: str, *, background: bool, as_json: bool, known: int = 0) -> int:
+    """
+    Follow a run that was just started to its end, or say how to; return the exit code.
+
+    It has had `known` attempts before.
+    """
     if not background:
-        return follow_to_the_end(plane, run, as_json=as_json)
+        return follow_to_the_end(plane, run, as_json=as_json, known=known)
     if as_json:
         print_json({"run": run, "state": plane.run(run).state})
     else:

@@ -10,7 +10,7 @@ from flash.cli import root
 pytestmark = pytest.mark.slow  # whole runs, one after the other
 
 FAIL_ONCE = (
-    "say('phase', name='train')\n"
+    "say('log', message=f'attempt {attempt} speaks')\n"
     "if attempt == 1: sys.exit(11)\n"
     "say('metric', step=2, total=2, loss=1.0)\n"
     "say('done', steps=2)\n"
@@ -51,6 +51,9 @@ def test_a_failed_run_goes_on_under_its_id_and_the_status_tells_it(bench, flash)
     assert code == 0
     assert f"{run} goes on from the start: it had saved no checkpoint, as attempt 2" in err
     assert f"{run} done" in said
+    assert "attempt 2 speaks" in said
+    assert "attempt 1 speaks" not in said
+    assert "warning" not in err
     assert (status["state"], status["error"], status["hint"]) == ("done", None, None)
     assert [one["outcome"] for one in status["attempts"]] == ["out_of_memory", "finished"]
     assert status["attempts"][0]["then"].endswith("; resumed by hand")
