@@ -126,6 +126,11 @@ def _load(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
+        from flash.files import disk_error  # not wanted where nothing fails
+
+        trouble = disk_error(error)
+        if trouble is not None:
+            raise trouble from error
         problem = Problem(str(path), f"cannot be read: {error.strerror or error}")
     except UnicodeDecodeError as error:
         problem = Problem(str(path), f"is not UTF-8: byte {error.start}")

@@ -9,6 +9,7 @@ Every error Flash raises on purpose.
     ├── ModelUnavailable            exit 2   the model cannot be found or read here
     ├── PluginError                 exit 3   a plugin is missing, unusable or misbehaves
     ├── StoreError                  exit 1   disk, database or checkpoint trouble
+    │   └── DiskTrouble                      the disk is full or fails, which may pass
     └── ProviderError               exit 1   what a provider can answer with
         ├── AuthFailed  Denied  NoFunds  QuotaExceeded  NoCapacity  BadRequest  NameTaken
         ├── NotFound  NotYet  RateLimited(retry_after_s)  ServerFault  Unreachable(sent)
@@ -99,6 +100,10 @@ class PluginError(FlashError):
 
 class StoreError(FlashError):
     """The disk, the database or a checkpoint failed; nothing was half-written."""
+
+
+class DiskTrouble(StoreError):
+    """The disk is full or fails, or too many files are open: what is asked may work later."""
 
 
 class ProviderError(FlashError):

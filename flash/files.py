@@ -10,7 +10,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from flash.errors import StoreError
+from flash.errors import DiskTrouble, StoreError
 
 _HINTS = {
     errno.ENOSPC: "free some space, or set FLASH_HOME to a disk that has it",
@@ -35,16 +35,19 @@ _ANY_HINT = "look at what is there, and try again"
 
 
 def store_error(action: str, path: Path, error: OSError) -> StoreError:
-    """Return the `StoreError` for an `OSError`: what failed, where, why, and what to do."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    return StoreError(
-        f"cannot {action} {path}: {reason}", hint=_HINTS.get(error.errno or 0, _ANY_HINT)
-    )
-
-
-def disk_error(error: BaseException, *, unnamed: str = "a file") -> StoreError | None:
     """
-    Return the `StoreError` for an error that is the disk's and nobody's code's, else None.
+    Return the `StoreError` for an `OSError`: what failed, where, why, and what to do.
+
+    Where it is the disk that fails, that may pass, and it is a `DiskTrouble`.
+    """
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    kind = DiskTrouble if error.errno in _THE_DISKS else StoreError
+    return kind(f"cannot {action} {path}: {reason}", hint=_HINTS.get(error.errno or 0, _ANY_HINT))
+
+
+def disk_error(error: BaseException, *, unnamed: str = "a file") -> DiskTrouble | None:
+    """
+    Return the `DiskTrouble` for an error that is the disk's and nobody's code's, else None.
 
     `unnamed` is what was written where the error does not say.
     """
@@ -56,7 +59,7 @@ def disk_error(error: BaseException, *, unnamed: str = "a file") -> StoreError |
     if code not in _THE_DISKS:
         return None
     what = f"use {os.fsdecode(where)}" if isinstance(where, str | bytes) else f"write {unnamed}"
-    return StoreError(f"cannot {what}: {os.strerror(code)}", hint=_HINTS.get(code, _ANY_HINT))
+    return DiskTrouble(f"cannot {what}: {os.strerror(code)}", hint=_HINTS[code])
 
 
 def write_atomic(path: Path, content: bytes) -> None:

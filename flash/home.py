@@ -64,8 +64,9 @@ class FlashHome:
                 if missing.is_relative_to(self.root):
                     missing.mkdir(mode=0o700, exist_ok=True, parents=missing == self.root)
         except OSError as error:
-            message = f"cannot make the folder {path}: {error.strerror or error}"
-            raise StoreError(
-                message, hint="set FLASH_HOME to a folder you can write, or free some space"
-            ) from error
+            from flash.files import store_error  # not wanted where nothing fails
+
+            found = store_error("make the folder", path, error)
+            found.hint = "set FLASH_HOME to a folder you can write, or free some space"
+            raise found from error
         return path

@@ -13,6 +13,7 @@ import attrs
 
 from flash.errors import (
     BadAnswer,
+    DiskTrouble,
     FlashError,
     NoCapacity,
     QuotaExceeded,
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from flash.offers import Found
     from flash.plane.asks import Asks
     from flash.plane.calls import Answer
-    from flash.plane.places import Places
+    from flash.plane.notices import for_the_worker
+from flash.plane.places import Places
     from flash.plane.records import Records
     from flash.plane.runs import Attempt
     from flash.plane.secrets import RunSecrets
@@ -45,7 +47,7 @@ _LAUNCH_LIMIT_S: Final = 180.0
 _ROOM_AGAIN_S: Final = 5.0
 
 # Answers after which the same launch may work later; after any other it would fail again.
-_LATER = (NoCapacity, QuotaExceeded, RateLimited, ServerFault)
+_LATER = (NoCapacity, QuotaExceeded, RateLimited, ServerFault, DiskTrouble)
 
 
 class Launching:
@@ -105,6 +107,9 @@ class Launching:
                 self._full.add(names)
                 return
             configs = {name: self._places.config(name, run.rules.provider) for name in names}
+        except DiskTrouble as error:
+            self._wait(watched, error.message)
+            return
         except FlashError as error:
             self.give_up(watched, error.message, error.hint)
             return
@@ -184,7 +189,8 @@ class Launching:
         try:
             request = self._request(store, attempt)
         except FlashError as error:
-            self._end(watched, "no_capacity", error.message, hint=error.hint, for_good=True)
+            for_good = not isinstance(error, DiskTrouble)
+            self._end(watched, "no_capacity", error.message, hint=error.hint, for_good=for_good)
             return
         place = self._places.get(attempt.provider, watched.run.rules.provider)
 
@@ -236,7 +242,7 @@ class Launching:
             argv=(*self._worker, str(store.path), str(attempt.number)),
             env=dict(submitted.spec["worker_env"]),
             caller=dict(submitted.caller),
-            secrets=self._secrets.values(attempt.run, job["secrets"]),
+            secrets=self._secrets.values(attempt.run, for_the_worker(job, self._host)),
             memory_gib=job["memory_gib"],
             workdir=str(store.path),
             log=str(store.log(attempt.number)),
