@@ -23,6 +23,7 @@ from flash.errors import (
     Unreachable,
 )
 from flash.offers import find_offer
+from flash.plane.notices import for_the_worker
 from flash.plane.orphans import key_of
 from flash.plane.store import RunStore
 from flash.plugins import boundary
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
     from flash.offers import Found
     from flash.plane.asks import Asks
     from flash.plane.calls import Answer
-    from flash.plane.notices import for_the_worker
-from flash.plane.places import Places
+    from flash.plane.places import Places
     from flash.plane.records import Records
     from flash.plane.runs import Attempt
     from flash.plane.secrets import RunSecrets
