@@ -41,6 +41,18 @@ MOST_TRIES: Final = 152
 """As many as the pauses fit into a day: counted, because a clock may jump."""
 
 
+def for_the_worker(job: Mapping[str, Any], host: PluginHost) -> list[str]:
+    """Return the names of the job's secrets but for those that only its notices need."""
+    known = host.all("sink")
+    sinks = [known[name] for name in job["sinks"] if name in known]
+    telling = {name for sink in sinks if sink.make is None for name in sink.secrets}
+    others = [sink for sink in sinks if sink.make is not None]
+    others += [record for kind in ("model", "reward") for record in host.all(kind).values()]
+    used = {name for record in others for name in record.secrets}
+    used |= {*job["spec"].get("environment", {}).get("secrets", ())}
+    return [name for name in job["secrets"] if name not in telling - used]
+
+
 def pause_after(tries: int) -> float:
     """Return the seconds until the next try of a notice that had failed `tries` times before."""
     return min(2.0 ** min(tries, 32), LONGEST_PAUSE_S)

@@ -373,6 +373,30 @@ def test_secrets_that_cannot_be_read_hold_up_no_other_run(bell):
     ]
 
 
+def test_a_worker_is_not_given_what_only_notices_need():
+    def sink(name, *secrets, **makes):
+        return SinkPlugin(name=name, summary="", config=Config, secrets=secrets, **makes)
+
+    host = make_host(
+        sink("outside", "BELL_KEY", "SHARED_KEY", "ENV_KEY", notices=print),
+        sink("inside", "W_KEY", "SHARED_KEY", make=print),
+        sink("unused", "OTHER_KEY", notices=print),
+    )
+    job = {
+        "sinks": ["outside", "inside", "vanished"],
+        "secrets": ["BELL_KEY", "SHARED_KEY", "ENV_KEY", "W_KEY", "OTHER_KEY", "KEY"],
+        "spec": {"environment": {"secrets": ["ENV_KEY"]}},
+    }
+
+    assert notices.for_the_worker(job, host) == [
+        "SHARED_KEY",
+        "ENV_KEY",
+        "W_KEY",
+        "OTHER_KEY",
+        "KEY",
+    ]
+
+
 @pytest.mark.slow
 def test_secrets_of_a_run_that_was_resumed_meanwhile_stay(bell):
     bell.submit(BELL_KEY="canary-4711", HF_TOKEN="another")

@@ -47,7 +47,12 @@ def events(receiver):
 
 
 def test_a_run_whose_worker_dies_is_told_from_start_to_end_and_its_secrets_go(bench, receiver):
-    run = submit(bench, receiver, "if attempt == 1: os.kill(os.getpid(), signal.SIGKILL)")
+    run = submit(
+        bench,
+        receiver,
+        "assert secrets == {'SERVICE_KEY': 'canary-0815'}\n"
+        "if attempt == 1: os.kill(os.getpid(), signal.SIGKILL)",
+    )
     kept = bench.home.root / "secrets" / f"{run}.json"
     until(lambda: "done" in events(receiver), lambda: bench.describe(run))
 
