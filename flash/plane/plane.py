@@ -265,14 +265,15 @@ class Plane:
         """
         Have a supervisor where one is needed.
 
-        Raises `StoreError` where the one that this object started before could not go on.
+        Raises `StoreError` where the one that this object started before could not go on; one
+        that was killed is no reason not to start another.
         """
         unfinished = self._records.unsettled()
         if unfinished or self._secrets.left_over(unfinished) or self._outbox.untold():
             self._start_supervisor()
 
     def _start_supervisor(self) -> None:
-        if self._started is not None and self._started.poll():
+        if self._started is not None and (self._started.poll() or 0) > 0:
             log = daemon.log_path(self._home)
             said = "\n".join(tail_lines(log, 1))
             message = f"the supervisor ended with exit code {self._started.returncode}: {said}"
