@@ -8,7 +8,6 @@ processes. Mixed in before TRL's trainer: `class MyTrainer(RunTrainer, trl.GRPOT
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import random
 import resource
@@ -103,7 +102,7 @@ class RunTrainer:
             write_adapter(folder / "adapter")
             (folder / "state").mkdir()
             for name, value in files.items():
-                (folder / "state" / name).write_bytes(_content(name, value))
+                _write(folder / "state" / name, value)
 
         return write
 
@@ -140,13 +139,16 @@ def _random_states() -> dict[str, Any]:
     }
 
 
-def _content(name: str, value: Any) -> bytes | memoryview:
-    """Return a file's bytes. Through memory: a full disk is then an `OSError`, not torch's own."""
-    if name.endswith(".json"):
-        return json.dumps(value).encode()
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getbuffer()
+def _write(path: Path, value: Any) -> None:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(value))
+        return
+    with path.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            # What torch says of its own state hides what the disk said.
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 class _Control(TrainerCallback):  # type: ignore[misc] # transformers ships no types

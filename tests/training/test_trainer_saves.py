@@ -1,5 +1,7 @@
 """A checkpoint is what training was at its step, however much later it is written."""
 
+import resource
+import signal
 import statistics
 import sys
 import time
@@ -10,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, TrainerState
 
+from flash.errors import StoreError
 from flash.spec.limits import CheckpointsTable
 from flash.testing.models import make_tiny_model
 from flash.training.loading import attach_lora, load_adapter
@@ -144,6 +147,26 @@ def test_what_was_saved_loads_as_what_it_was(tiny, tmp_path):
     assert torch.equal(torch.rand(4), drawn)
     state = TrainerState.load_from_json(str(tmp_path / "1" / "state" / "trainer_state.json"))
     assert state.global_step == 1
+
+
+def test_a_disk_that_fills_up_under_torch_is_an_error_of_the_disk(tiny, tmp_path):
+    """And so a warning for a periodic save, and no crash."""
+    store = CheckpointStore(tmp_path)
+    trainer = Trainer(lora(AutoModelForCausalLM.from_pretrained(tiny), 4), store)
+    trainer.step()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="step-000001: File too large"):
+            trainer.save()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+    trainer.save()
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*.*")}
+    assert sizes["adapter_model.safetensors"] < 40_000 < sizes["optimizer.pt"]
 
 
 @pytest.mark.slow

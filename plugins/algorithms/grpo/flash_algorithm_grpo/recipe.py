@@ -215,6 +215,8 @@ def _memory_parts(config: GrpoConfig, card: ModelCard) -> dict[str, float]:
         "model": 4 * card.parameters,
         # Weights, gradients and AdamW's two moments; a fourth copy with a reference.
         "adapter and optimizer": (20 if config.kl_penalty_coef else 16) * adapter,
+        # Weights and moments of a checkpoint that is being written, and of the next.
+        "checkpoints": 24 * adapter,
         "sampling or update": max(update, sampling),
         "logits": 2 * 4 * _LOGITS_POSITIONS * card.vocabulary,
     }

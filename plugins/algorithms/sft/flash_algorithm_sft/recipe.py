@@ -170,6 +170,8 @@ def _memory_parts(config: SftConfig, card: ModelCard) -> dict[str, float]:
         "model": 4 * card.parameters,
         # Weights, gradients and AdamW's two moments.
         "adapter and optimizer": 16 * adapter,
+        # Weights and moments of a checkpoint that is being written, and of the next.
+        "checkpoints": 24 * adapter,
         "activations": activation_bytes(config, card, width=4),
         "logits": 4 * _LOGITS_POSITIONS * card.vocabulary,
     }
