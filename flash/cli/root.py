@@ -148,25 +148,33 @@ def _in_a_folder() -> bool:
 
 def _named(error: Exception, app: App) -> Exception:
     """Return the error as what it is: the user's, the disk's, a plugin's, or a defect of ours."""
-    from flash.files import disk_error
-
     if isinstance(error, FlashError):
         return error
-    named: FlashError | None = disk_error(error, unnamed="the output")
-    if named is not None:
-        pass
-    elif isinstance(error, FileNotFoundError) and not _in_a_folder():
-        named = UsageError(
-            "the working directory does not exist any more", hint="cd into a folder that does"
-        )
-    elif app.running is not None:
-        from flash.discovery import describe
-
-        named = PluginError(
-            f"plugin {app.running}: its command raised {describe(error)}",
-            hint="flash --debug … shows the traceback",
-        )
-    else:
+    named = _of_the_disk(error) or _of_others(error, app)
+    if named is None:
         return error
     named.__cause__ = error
     return named
+
+
+def _of_the_disk(error: Exception) -> FlashError | None:
+    from flash.files import disk_error, store_error
+
+    if isinstance(error, PermissionError) and isinstance(error.filename, str):
+        return store_error("use", Path(error.filename), error)
+    return disk_error(error, unnamed="the output")
+
+
+def _of_others(error: Exception, app: App) -> FlashError | None:
+    if isinstance(error, FileNotFoundError) and not _in_a_folder():
+        return UsageError(
+            "the working directory does not exist any more", hint="cd into a folder that does"
+        )
+    if app.running is None:
+        return None
+    from flash.discovery import describe
+
+    return PluginError(
+        f"plugin {app.running}: its command raised {describe(error)}",
+        hint="flash --debug … shows the traceback",
+    )

@@ -10,6 +10,7 @@ are and usable whatever happens to it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 from pathlib import Path
@@ -220,14 +221,19 @@ class Database:
             raise  # a question of the records, not of the file
         except sa.exc.DatabaseError as error:
             raise self._explain(error) from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            # Of damage that SQLite does not notice: what was written was sound.
+            raise self._damaged(error) from error
+
+    def _damaged(self, said: object) -> StoreError:
+        hint = f"to start afresh, {_set_aside(self.path)}"
+        return StoreError(f"{self.path} is damaged: {said}", hint=hint)
 
     def _explain(self, error: sa.exc.DatabaseError) -> StoreError:
         said = str(error.orig)
         code = getattr(error.orig, "sqlite_errorname", "")
         if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            return StoreError(
-                f"{self.path} is damaged: {said}", hint=f"to start afresh, {_set_aside(self.path)}"
-            )
+            return self._damaged(said)
         hint = next((hint for words, hint in _HINTS.items() if words in said.lower()), None)
         afresh = f"it is not as Flash made it; to start afresh, {_set_aside(self.path)}"
         return StoreError(f"{self.path}: {said}", hint=hint or afresh)
