@@ -240,7 +240,8 @@ class Attempt:
             report=self.reporter.log,
         )
         warm_start = self.job.warm_start
-        with tempfile.TemporaryDirectory(prefix="flash-") as workdir:
+        # What cannot be removed, because a child still writes there, is no failure of the run.
+        with tempfile.TemporaryDirectory(prefix="flash-", ignore_cleanup_errors=True) as workdir:
             context = Context(
                 config=self.spec.train,
                 thinking=self.spec.thinking,

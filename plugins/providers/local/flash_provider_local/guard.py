@@ -8,8 +8,9 @@ it write `exit.json`, so who reads that an instance has ended knows that nothing
 
 SIGTERM means that `stop.json` has changed: the worker, and it alone, gets SIGTERM, on which it
 saves and ends by itself while its children still serve it, and until its time is up is left in
-peace. Without a `stop.json` (somebody killed the guard by hand, or the machine shuts down) it
-gets ten seconds. Where the guard dies itself, the kernel sends the worker the same SIGTERM.
+peace. Without a `stop.json` (somebody killed the guard by hand, the machine shuts down, the disk
+is full) it gets ten seconds. Where the guard dies itself, the kernel sends the worker the same
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Guard:
         self._ask_s = 0.0
         self._worker = 0
         self._status: int | None = None
-        self._terminated = False
+        self._default_deadline_s: float | None = None
         self._asked = False
         self._wake = _wake_on_signals(self._on_terminate)
 
@@ -162,13 +163,11 @@ class Guard:
         stop = self._folder.read(STOP)
         if stop is not None:
             return float(stop["deadline_s"])
-        if self._terminated:
-            self._folder.write(STOP, {"deadline_s": time.monotonic() + _DEFAULT_GRACE_S})
-            return self._stop_deadline_s()
-        return None
+        return self._default_deadline_s
 
     def _on_terminate(self) -> None:
-        self._terminated = True
+        if self._default_deadline_s is None:
+            self._default_deadline_s = time.monotonic() + _DEFAULT_GRACE_S
 
 
 def _wake_on_signals(on_terminate: Any) -> int:

@@ -177,7 +177,9 @@ class LocalProvider:
         deadline_s = time.monotonic() + grace_s
         stop = folder.read(STOP)
         if stop is None or deadline_s < stop["deadline_s"]:
-            folder.write(STOP, {"deadline_s": deadline_s})
+            # On a full disk the guard hears it all the same, and has a grace of its own.
+            with contextlib.suppress(OSError):
+                folder.write(STOP, {"deadline_s": deadline_s})
         guard = folder.read(GUARD)
         # A guard that is just starting reads stop.json itself.
         if guard is not None and folder.guarded():

@@ -7,6 +7,7 @@ SIGTERM for the worker alone, which may save; SIGTERM for every process; SIGKILL
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import sys
 import time
@@ -219,6 +220,20 @@ def test_a_stopped_guard_hears_that_its_worker_is_to_end(launch):
     one.worker.parent().suspend()
 
     assert one.end(grace_s=30).exit_code == 12
+
+
+def test_a_worker_is_stopped_on_a_full_disk_too(launch):
+    one = launch("on_term(lambda: sys.exit(12)); ready(); time.sleep(300)")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        one.provider.terminate(one.ref, grace_s=30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    ended = one.ended()
+    assert (ended.state, ended.exit_code) == ("stopped", 12)
 
 
 def test_a_worker_whose_guard_was_killed_stops_by_itself(launch):
