@@ -48,6 +48,10 @@ _ADD = (
 )
 
 
+# In the order in which they were added, whatever the clock was then.
+_NEWEST_FIRST = sa.text("runs.rowid DESC")
+
+
 class Records:
     """The runs and attempts of one database. Changes answer whether they took place."""
 
@@ -371,7 +375,7 @@ class Records:
     # Moving by the tables.
 
     def _runs(self, condition: Any, *, limit: int | None = None) -> list[Run]:
-        query = sa.select(tables.runs).where(condition).order_by(tables.runs.c.id.desc())
+        query = sa.select(tables.runs).where(condition).order_by(_NEWEST_FIRST)
         with self._database.reading() as connection:
             return [Run(**row) for row in connection.execute(query.limit(limit)).mappings()]
 
