@@ -14,7 +14,7 @@ from flash.cli.follow import SPARKLINE_WIDTH, Log, Silence, follow, progress_vie
 from flash.cli.output import note, out, print_json
 from flash.cli.progress import Progress, duration, held_out_since, metric_line, sparkline
 from flash.cli.runs import COLOURS
-from flash.cli.story import has_limits, story, usd, waiting, worked_s
+from flash.cli.story import has_limits, now, story, usd, waiting, worked_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -199,8 +199,9 @@ def show_status(plane: Plane, record: Run) -> None:
 def _facts(plane: Plane, record: Run, progress: Progress) -> Iterator[str]:
     attempts = plane.attempts(record.id)
     yield f"{record.spec['algorithm']} of {record.spec['model']}"
-    if record.cancel_requested and not record.final:
-        yield "it is being stopped"
+    stopping = [now(attempt) for attempt in attempts if attempt.active and attempt.stopping]
+    if stopping or (record.cancel_requested and not record.final):
+        yield f"it {''.join(stopping) or 'is being stopped'}"
     waits = waiting(record, attempts, time.time())
     if waits:
         yield waits

@@ -40,7 +40,7 @@ def story(run: Run, attempts: Sequence[Attempt]) -> Iterator[str]:
         started = moment(attempt.started_s)
         yield f"attempt {attempt.number}  {started}  on {place(attempt)}, {_took(attempt)}"
         if attempt.outcome is None:
-            yield f"  {_now(attempt)}"
+            yield f"  {now(attempt)}"
             continue
         # Of a failed run, the reason stands above already.
         yield f"  {ended_as(attempt, told=run.error if attempt is attempts[-1] else None)}"
@@ -67,6 +67,13 @@ def ended_as(attempt: Attempt, *, told: str | None = None) -> str:
     code = attempt.exit_code
     # A code of 0 says nothing, and some details name it themselves.
     return f"{said} (exit code {code})" if code and f"code {code}" not in detail else said
+
+
+def now(attempt: Attempt) -> str:
+    """Return what an attempt that has not ended does, and why it is being stopped if it is."""
+    if attempt.stopping is not None:
+        return f"is being stopped: {_STOPPED_FOR.get(attempt.stopping, attempt.stopping)}"
+    return "is being launched" if attempt.state == "launching" else "is running"
 
 
 def place(attempt: Attempt) -> str:
@@ -116,12 +123,6 @@ def has_limits(run: Run) -> bool:
 def _took(attempt: Attempt) -> str:
     cost = usd(attempt)
     return duration(worked_s(attempt)) + (f", {cost:.2f} USD" if cost else "")
-
-
-def _now(attempt: Attempt) -> str:
-    if attempt.stopping is not None:
-        return f"is being stopped: {_STOPPED_FOR.get(attempt.stopping, attempt.stopping)}"
-    return "is being launched" if attempt.state == "launching" else "is running"
 
 
 def _line(text: str) -> str:
