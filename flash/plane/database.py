@@ -96,6 +96,9 @@ attempts = sa.Table(
     sa.Column("started_s", sa.Float, nullable=False),
     # `ended_s - started_s` is how long it worked, whatever the clock did meanwhile.
     sa.Column("ended_s", sa.Float),
+    # Which boot of the supervisor's machine it began in, and when on that boot's own clock.
+    sa.Column("boot", sa.Text, nullable=False, default=""),
+    sa.Column("boot_s", sa.Float, nullable=False, default=0.0),
     # The newest complete checkpoint when it ended.
     sa.Column("step", sa.Integer),
     # What was done about its end, in a sentence.

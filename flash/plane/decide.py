@@ -205,6 +205,11 @@ def _active(run: Supervised, attempt: Attempt, view: View) -> Step:
         return Adopt(instance.ref)
     if instance.state == "running" and run.state == "provisioning":
         return Start()
+    return _present(run, attempt, view)
+
+
+def _present(run: Supervised, attempt: Attempt, view: View) -> Step:
+    """Return the step for an attempt that is there, as far as anybody knows."""
     return _go_on(run, attempt, view) if attempt.stopping is None else _stopping(run, attempt, view)
 
 
@@ -230,7 +235,8 @@ def _stopping(run: Supervised, attempt: Attempt, view: View) -> Step:
 
 def _unseen(run: Supervised, attempt: Attempt, view: View) -> Step:
     if not view.listed:
-        return Wait()
+        # A provider that does not list may still end what it has given a reference for.
+        return Wait() if attempt.ref is None else _present(run, attempt, view)
     if attempt.ref is not None:
         return Confirm()
     return LaunchAgain() if view.idempotent and not run.cancel_requested else Unconfirmed()

@@ -26,6 +26,7 @@ from flash.offers import find_offer
 from flash.plane.notices import for_the_worker
 from flash.plane.orphans import key_of
 from flash.plane.store import RunStore
+from flash.plane.watched import boot_id
 from flash.plugins import boundary
 from flash.values import Launch, LaunchRequest, Need, Offer
 
@@ -157,7 +158,13 @@ class Launching:
             )
             self._wait(watched, f"it needs {need.memory_gib:.1f} GiB of memory; {room}")
             return
-        attempt = self._records.begin(run, found.offer.provider, found.offer)
+        attempt = self._records.begin(
+            run,
+            found.offer.provider,
+            found.offer,
+            boot=boot_id(),
+            boot_s=self._clock.monotonic(),
+        )
         if attempt is None:
             return
         self._log.info("launching", run=run.id, attempt=attempt.number, offer=found.offer.id)

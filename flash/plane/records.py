@@ -251,7 +251,15 @@ class Records:
                 connection, run.id, "fail", origin="queued", fence=run.fence, error=error, hint=hint
             )
 
-    def begin(self, run: Run | Supervised, provider: str, offer: Offer) -> Attempt | None:
+    def begin(
+        self,
+        run: Run | Supervised,
+        provider: str,
+        offer: Offer,
+        *,
+        boot: str = "",
+        boot_s: float = 0.0,
+    ) -> Attempt | None:
         """
         Record the intent to launch; None when the run was cancelled or launched meanwhile.
 
@@ -277,6 +285,8 @@ class Records:
                     provider=provider,
                     offer=attrs.asdict(offer),
                     started_s=self._clock(),
+                    boot=boot,
+                    boot_s=boot_s,
                 )
                 .returning(tables.attempts)
             )

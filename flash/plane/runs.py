@@ -48,7 +48,8 @@ class Attempt:
     One launch of a run's job; `fence` orders launches over all runs.
 
     `step` is the newest complete checkpoint when it ended, `then` what was done about its end,
-    `reported_usd` what its worker said that it spent.
+    `reported_usd` what its worker said that it spent. It began `boot_s` seconds into the boot
+    `boot` of the supervisor's machine, by a clock that nobody sets.
     """
 
     fence: int
@@ -67,6 +68,8 @@ class Attempt:
     step: int | None
     then: str | None
     reported_usd: float
+    boot: str = ""
+    boot_s: float = 0.0
 
     @property
     def active(self) -> bool:

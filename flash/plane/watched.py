@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -15,6 +17,17 @@ if TYPE_CHECKING:
     from flash.plane.runs import Supervised
     from flash.plane.store import RunStore
     from flash.values import Instance
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+
+@functools.cache
+def boot_id() -> str:
+    """Return what names this boot of the machine, or "": monotonic times are times of a boot."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return ""
 
 
 @attrs.define(eq=False)
@@ -50,7 +63,9 @@ class Watched:
             self.key = key_of(owner, self.run.id, last.number)
             self.instance = self.asked_at = self.ended_at = self.heard = None
             self.known_at = now_s
-            self.worked_s = max(0.0, clock.time() - last.started_s)
+            in_this_boot = bool(last.boot) and last.boot == boot_id()
+            began = now_s - last.boot_s if in_this_boot else clock.time() - last.started_s
+            self.worked_s = max(0.0, began)
             if last.active:
                 path = store.attempt(last.number) / "events.jsonl"
                 self.heard = Heard(path, last.number, now_s, last.reported_usd)

@@ -56,6 +56,15 @@ def test_a_launch_that_is_to_be_cancelled_is_not_asked_for_again():
     assert decide(cancelled, view(instance=None, idempotent=True)) == steps.Unconfirmed()
 
 
+def test_a_cancel_and_a_limit_do_not_wait_for_a_listing_that_does_not_come():
+    unlisted = {"instance": None, "listed": False}
+
+    assert decide(run(cancel_requested=True), view(**unlisted)) == steps.Stop("cancelled")
+    assert decide(run(), view(**unlisted, worked_s=7200.0)).reason == "over_budget"
+    stopping = run(attempt(stopping="cancelled"))
+    assert decide(stopping, view(**unlisted)) == steps.Terminate(GRACE_S["cancelled"])
+
+
 def test_an_instance_that_is_not_listed_is_asked_for_by_its_reference():
     assert decide(run(), view(instance=None)) == steps.Confirm()
 

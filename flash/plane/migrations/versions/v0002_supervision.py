@@ -21,6 +21,8 @@ def upgrade() -> None:
         "runs", sa.Column("budget_warned", sa.Boolean, nullable=False, server_default=sa.false())
     )
     op.create_index("ix_runs_change", "runs", ["change"])
+    op.add_column("attempts", sa.Column("boot", sa.Text, nullable=False, server_default=""))
+    op.add_column("attempts", sa.Column("boot_s", sa.Float, nullable=False, server_default="0"))
     op.add_column("attempts", sa.Column("step", sa.Integer))
     op.add_column("attempts", sa.Column("then", sa.Text))
     op.add_column(
