@@ -48,7 +48,7 @@ class CheckpointSaver:
     whether the run was told to stop: the save made then must succeed. Each save that is on the
     disk is reported as an event. As a context manager it ends with every save written.
 
-    What goes wrong with a periodic save is a warning, and the next one tries again. With a
+    What goes wrong with a periodic save is a warning, once, and the next one tries again. With a
     required one it ends the attempt: `failed` turns True, and every later call raises it.
     """
 
@@ -71,6 +71,9 @@ class CheckpointSaver:
         self._closed = False
         self._failure: BaseException | None = None
         self._thread: threading.Thread | None = None
+        # Of the writing thread: saves that failed in a row, and whether the last removal did.
+        self._missing = 0
+        self._untidy = False
 
     @property
     def failed(self) -> bool:
@@ -157,29 +160,39 @@ class CheckpointSaver:
                 self._changed.notify_all()
 
     def _write(self, save: _Save) -> None:
-        def commit() -> None:
-            self._store.save(save.step, save.write, metrics=save.metrics)
-            self._reporter.emit("checkpoint", step=save.step)
-
-        def tidy() -> None:
-            last, best = self._keep.keep_last, self._keep.keep_best
-            self._store.tidy(save.step, last=last, best=best, always=self._always)
-
-        if self._done(commit, required=save.required):
-            self._done(tidy, required=False)
-
-    def _done(self, action: Callable[[], None], *, required: bool) -> bool:
-        """Do it and return True; what fails and is not required is a warning."""
         try:
-            action()
+            self._store.save(save.step, save.write, metrics=save.metrics)
         except Superseded:
             raise
         except StoreError as error:
-            if required:
+            if save.required:
                 raise
-            hint = f" ({error.hint})" if error.hint else ""
-            self._reporter.warning(
-                f"{error.message}{hint}; training goes on, and the next save tries again"
+            if not self._missing:
+                self._reporter.warning(
+                    f"{_said(error)}; training goes on, and each later save tries again"
+                )
+            self._missing += 1
+            return
+        self._reporter.emit("checkpoint", step=save.step)
+        if self._missing:
+            self._reporter.log(f"checkpoints are saved again; {self._missing} could not be")
+            self._missing = 0
+        self._tidy(save.step)
+
+    def _tidy(self, step: int) -> None:
+        try:
+            self._store.tidy(
+                step, last=self._keep.keep_last, best=self._keep.keep_best, always=self._always
             )
-            return False
-        return True
+        except Superseded:
+            raise
+        except StoreError as error:
+            if not self._untidy:
+                self._reporter.warning(f"{_said(error)}; they stay until it can be done")
+            self._untidy = True
+        else:
+            self._untidy = False
+
+
+def _said(error: StoreError) -> str:
+    return f"{error.message} ({error.hint})" if error.hint else error.message

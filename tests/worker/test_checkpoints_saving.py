@@ -39,10 +39,11 @@ class Run:
             self.saver.save(step, self.write, metrics=metrics)
 
     def write(self, folder):
+        broken = self.broken
         self.begun.release()
         assert self.disk.wait(20)
-        if self.broken:
-            raise OSError(self.broken, os.strerror(self.broken))
+        if broken:
+            raise OSError(broken, os.strerror(broken))
         for part in ("adapter", "state"):
             (folder / part).mkdir()
             (folder / part / "file").write_text(folder.name)
@@ -149,23 +150,43 @@ def test_the_final_adapter_comes_after_every_save_before_it(make):
     assert CheckpointStore(run.folder).final() is not None
 
 
-def test_a_periodic_save_that_fails_is_a_warning_and_the_next_one_is_tried(make):
+def test_periodic_saves_that_fail_are_one_warning_and_the_next_one_is_tried(make):
     run = make()
     run.broken = errno.ENOSPC
 
     with run.saver:
-        run.save(5)
-        while not run.said("warning"):
-            assert run.begun.acquire(timeout=20) or run.said("warning")
-            run.begun.release()
+        for step in (5, 10, 15):
+            run.saver.save(step, run.write, metrics={"eval_loss": 1.0})  # measured: none waits
+        for _ in range(3):
+            assert run.begun.acquire(timeout=20)
         run.broken = None
-        run.save(10)
+        run.save(20)
 
     [warning] = run.said("warning")
     assert "step-000005: No space left on device (free some space" in warning["message"]
-    assert "training goes on, and the next save tries again" in warning["message"]
-    assert run.steps == [10]
+    assert "training goes on, and each later save tries again" in warning["message"]
+    assert run.said("log") == [{"message": "checkpoints are saved again; 3 could not be"}]
+    assert run.said("checkpoint") == [{"step": 20}]
     assert not run.saver.failed
+
+
+def test_a_removal_that_fails_is_one_warning_and_costs_no_checkpoint(make, monkeypatch):
+    run = make(keep=CheckpointsTable(keep_last=1))
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with run.saver:
+        for step in (5, 10, 15):
+            run.saver.save(step, run.write, metrics={"eval_loss": 1.0})
+            if step == 5:
+                monkeypatch.setattr("shutil.rmtree", refuse)
+    monkeypatch.undo()
+
+    [warning] = run.said("warning")
+    assert "cannot remove old checkpoints" in warning["message"]
+    assert "they stay until it can be done" in warning["message"]
+    assert run.steps[-1] == 15
 
 
 @pytest.mark.parametrize("why", ["asked for", "stop"])
