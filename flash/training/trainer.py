@@ -20,6 +20,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from flash.training import resuming
 from flash.training.loading import copied, copied_adapter
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class RunTrainer:
                 SCHEDULER_NAME: self.lr_scheduler.state_dict(),
                 TRAINER_STATE_NAME: dataclasses.asdict(self.state),
                 _RNG: _random_states(),
+                resuming.NAME: resuming.machine(self.args.device),
                 **self.own_state(),
             }
         )
@@ -117,7 +119,15 @@ class RunTrainer:
             torch.cuda.set_rng_state_all(states["cuda"])
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Do nothing: the adapter of the checkpoint is on the model already."""
+        """Compute as before the break; the adapter of the checkpoint is on the model already."""
+        del model
+        reporter = self.context.reporter
+        resuming.go_on(
+            Path(resume_from_checkpoint),
+            self.args.device,
+            log=reporter.log,
+            warn=reporter.warning,
+        )
 
     def _send_telemetry(self) -> None:
         """Send nothing: what is trained here is nobody else's business."""

@@ -332,7 +332,6 @@ def _arguments(context: WorkerContext, *, episodes: int, starts: bool, evaluates
         disable_dropout=True,
         dataloader_pin_memory=cuda,
         remove_unused_columns=False,
-        ignore_data_skip=True,
         router_aux_loss_coef=0.0,
         report_to=[],
         disable_tqdm=True,

@@ -375,7 +375,7 @@ def test_state_needs_no_pickled_code(make):
     state = context.checkpoints.newest().folder / "state"
 
     assert {path.name for path in state.iterdir()} == {
-        *("optimizer.pt", "scheduler.pt", "rng.pt", "trainer_state.json")
+        *("optimizer.pt", "scheduler.pt", "rng.pt", "trainer_state.json", "machine.json")
     }
     for path in state.glob("*.pt"):
         torch.load(path, weights_only=True)
