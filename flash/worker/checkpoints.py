@@ -199,10 +199,13 @@ class CheckpointStore:
             raise store_error("remove old checkpoints from", self._folder, error) from error
 
     def _folders(self) -> Sequence[Path]:
-        """Return the folder of each step, complete or not, by step."""
-        if not self._folder.is_dir():
-            return ()
-        folders = (path for path in self._folder.iterdir() if _STEP.fullmatch(path.name))
+        """Return the folder of each step, complete or not, by step; raises `StoreError`."""
+        try:
+            if not self._folder.is_dir():
+                return ()
+            folders = [path for path in self._folder.iterdir() if _STEP.fullmatch(path.name)]
+        except OSError as error:
+            raise store_error("read", self._folder, error) from error
         return sorted(folders, key=lambda folder: _step(folder) or 0)
 
     def _check(self) -> None:

@@ -95,6 +95,10 @@ class Disk:
         at_folder = {} if dir_fd is None else {"dir_fd": dir_fd}
         return self._real[name](path, *args, **more, **at_folder)
 
+    def list(self, name, path="."):
+        self._call("list", _path(path))
+        return self._real[name](path)
+
     def between(self, name, source, target, **more):
         self._call("rename", _path(source), _path(target))
         return self._real[name](source, target, **more)
@@ -127,13 +131,14 @@ class Disk:
         return f"{path}{os.sep}".startswith(self._folder)
 
 
-_KINDS = {"remove": "unlink", "truncate": "write", "ftruncate": "write", "scandir": "list"}
-_AT_A_PATH = ("mkdir", "rmdir", "unlink", "remove", "fsync", "truncate", "ftruncate", "scandir")
+_KINDS = {"remove": "unlink", "truncate": "write", "ftruncate": "write"}
+_AT_A_PATH = ("mkdir", "rmdir", "unlink", "remove", "fsync", "truncate", "ftruncate")
 _FUNCTIONS = {
     "open": Disk.open,
     "write": Disk.write,
     "sendfile": Disk.sendfile,
     **dict.fromkeys(_AT_A_PATH, Disk.at_path),
+    **dict.fromkeys(("scandir", "listdir"), Disk.list),
     **dict.fromkeys(("rename", "replace", "link"), Disk.between),
 }
 

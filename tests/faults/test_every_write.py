@@ -277,7 +277,7 @@ TIDYING = Operation(
 
 
 def report(folder):
-    number = sum(1 for _ in folder.iterdir()) + 1
+    number = 2 if (folder / "1" / "events.jsonl").exists() else 1
     reporter = EventReporter(folder / str(number) / "events.jsonl", attempt=number)
     try:
         for step in (1, 2, 3):
