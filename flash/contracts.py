@@ -330,7 +330,12 @@ class Reporter(Protocol):
     """How a worker reports; every call is one line in the run's `events.jsonl`."""
 
     def phase(self, name: str) -> None:
-        """Name what happens now: `model`, `data`, `train`, `evaluate`, `save`."""
+        """
+        Name what happens now: `model`, `data`, `train`, `evaluate`, `save`.
+
+        In `model` and `data` there is nothing to save yet, and a stop ends the attempt there by an
+        exception that is no `Exception`.
+        """
         ...
 
     def metrics(self, step: int, total: int, **values: float) -> None:

@@ -34,7 +34,7 @@ from flash.worker.saving import CheckpointSaver
 from flash.worker.sinks import SinkFanout
 from flash.worker.spending import spending
 from flash.worker.stalls import StackDump
-from flash.worker.stopping import StopSignal
+from flash.worker.stopping import Stopped, StopSignal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -77,8 +77,9 @@ def run_attempt(
     """
     Run the job in `store` and return the exit code.
 
-    Every way it can end leaves an `error` or `done` event. SIGTERM asks for a checkpoint and an
-    early end. `stacks` is the descriptor that a stalled worker's stacks are written to.
+    Every way it can end leaves an `error` or `done` event, but for one that was asked for. SIGTERM
+    asks for a checkpoint and an early end; while the run is loading it ends it. `stacks` is the
+    descriptor that a stalled worker's stacks are written to.
     """
     stop = StopSignal()
     fanout, dump = SinkFanout(), StackDump(stacks)
@@ -91,6 +92,7 @@ def run_attempt(
     def listen(event: Event) -> None:
         dump.note()
         fanout.emit(event)
+        stop.note(event)
 
     try:
         reporter = EventReporter(
@@ -120,6 +122,8 @@ def run_attempt(
             attempt.sinks(), RunInfo(job.run, number, str(store), job.spec), reporter.warning
         )
         code = EXIT_DONE if attempt.train() else EXIT_STOPPED
+    except Stopped:
+        code = EXIT_STOPPED
     except BaseException as error:  # noqa: BLE001 - the boundary: whatever it is, sys.exit() of user code too, becomes an event and a code
         traceback.print_exc()
         code, kind, message, hint = _classify(error)
@@ -164,7 +168,7 @@ class Attempt:
     secrets: Mapping[str, str]
     reporter: EventReporter
     rollouts: RolloutStore
-    stop: Callable[[], bool]
+    stop: StopSignal
 
     def train(self) -> bool:
         """Train to the end and return True, or False when it was asked to stop before."""
@@ -257,8 +261,10 @@ class Attempt:
                 rollouts=self.rollouts,
                 stop=lambda: self.stop() or checkpoints.failed,
             )
+            entry = _entry(self.job.algorithm)
+            self.stop.only_ask()
             with spending(environment, self.reporter):
-                _entry(self.job.algorithm)(context)
+                entry(context)
 
     def _environment(self) -> Environment:
         submitted = self.store / "environment"

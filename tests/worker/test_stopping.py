@@ -8,7 +8,8 @@ import threading
 
 import pytest
 
-from flash.worker.stopping import StopSignal
+from flash.values import Event
+from flash.worker.stopping import Stopped, StopSignal
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +50,53 @@ def test_other_threads_may_ask():
 
     assert said == [False]
     assert not stop()
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def phase(name):
+    return Event("phase", 1.0, {"name": name})
+
+
+@pytest.mark.parametrize("name", ["environment", "model", "data"])
+def test_while_the_run_is_loading_it_ends_at_once_and_once(name):
+    stop = StopSignal()
+    stop.note(phase(name))
+
+    with pytest.raises(Stopped):
+        terminate()
+
+    terminate()  # on the way out
+    assert stop()
+
+
+def test_what_came_before_the_loading_ends_it_too():
+    stop = StopSignal()
+    terminate()
+
+    with pytest.raises(Stopped):
+        stop.note(phase("model"))
+
+
+@pytest.mark.parametrize("name", ["train", "rollout", "update", "evaluate", "save"])
+def test_once_there_may_be_something_to_save_it_only_asks(name):
+    stop = StopSignal()
+    stop.note(phase("data"))
+    stop.note(phase(name))
+    stop.note(Event("log", 1.0, {"message": "m"}))
+
+    terminate()
+
+    assert stop()
+
+
+def test_an_algorithm_that_names_no_phase_is_only_asked():
+    stop = StopSignal()
+    stop.note(phase("model"))
+    stop.only_ask()
+
+    terminate()
+
+    assert stop()
