@@ -57,24 +57,20 @@ class Checkpoint:
     """
     One complete checkpoint; `step` is None for the final adapter.
 
-    `resumable` is False for one that has been thinned to its adapter.
+    `size_bytes` is of all its files; `resumable` is False for one thinned to its adapter.
     """
 
     step: int | None
     folder: Path
     created_s: float
     metrics: Mapping[str, float]
-    resumable: bool = True
+    size_bytes: int
+    resumable: bool
 
     @property
     def adapter(self) -> Path:
         """The folder of the PEFT adapter."""
         return self.folder if self.step is None else self.folder / "adapter"
-
-    @property
-    def size_bytes(self) -> int:
-        """What the checkpoint takes on disk."""
-        return sum(entry["size"] for entry in _read_manifest(self.folder)["files"].values())
 
 
 class CheckpointStore:
@@ -273,16 +269,15 @@ def damaged_file(folder: Path) -> str | None:
 def _complete(folder: Path) -> Checkpoint | None:
     try:
         manifest = _own_manifest(folder)
-        if any(
-            (folder / name).stat().st_size != entry["size"]
-            for name, entry in manifest["files"].items()
-        ):
+        sizes = {name: entry["size"] for name, entry in manifest["files"].items()}
+        if any((folder / name).stat().st_size != size for name, size in sizes.items()):
             return None
         return Checkpoint(
-            manifest["step"],
-            folder,
-            float(manifest["created_s"]),
-            manifest["metrics"],
+            step=manifest["step"],
+            folder=folder,
+            created_s=float(manifest["created_s"]),
+            metrics=manifest["metrics"],
+            size_bytes=sum(sizes.values()),
             resumable="thinned" not in manifest,
         )
     except _UNREADABLE:
