@@ -34,7 +34,7 @@ from flash.worker.saving import CheckpointSaver
 from flash.worker.sinks import SinkFanout
 from flash.worker.spending import spending
 from flash.worker.stalls import StackDump
-from flash.worker.stopping import Stopped, StopSignal
+from flash.worker.stopping import StopSignal, is_stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -122,13 +122,14 @@ def run_attempt(
             attempt.sinks(), RunInfo(job.run, number, str(store), job.spec), reporter.warning
         )
         code = EXIT_DONE if attempt.train() else EXIT_STOPPED
-    except Stopped:
-        code = EXIT_STOPPED
     except BaseException as error:  # noqa: BLE001 - the boundary: whatever it is, sys.exit() of user code too, becomes an event and a code
-        traceback.print_exc()
-        code, kind, message, hint = _classify(error)
-        if reporter is not None:
-            _try(lambda: reporter.emit("error", kind=kind, message=message, hint=hint))
+        if is_stop(error):
+            code = EXIT_STOPPED
+        else:
+            traceback.print_exc()
+            code, kind, message, hint = _classify(error)
+            if reporter is not None:
+                _try(lambda: reporter.emit("error", kind=kind, message=message, hint=hint))
     dump.end()
     _try(lambda: fanout.close({EXIT_DONE: "done", EXIT_STOPPED: "stopped"}.get(code, "failed")))
     if reporter is not None:

@@ -17,6 +17,17 @@ class Stopped(BaseException):
     """SIGTERM came where there was nothing to save."""
 
 
+def is_stop(error: BaseException | None) -> bool:
+    """Say whether an error is `Stopped`, or what somebody made of it on its way."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        if isinstance(error, Stopped):
+            return True
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return False
+
+
 class StopSignal:
     """
     Says whether SIGTERM has come since it was made, on the main thread.

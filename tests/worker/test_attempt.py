@@ -262,3 +262,36 @@ def test_a_crash_below_python_leaves_its_stack_in_the_log(worker):
     assert done.returncode == -signal.SIGSEGV
     assert "Segmentation fault" in done.stderr
     assert 'algorithm.py", line 3 in run' in done.stderr
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_told_to_stop_while_it_loads_ends_at_once(worker):
+    """What user code makes of it is no error of the run."""
+    worker.submit("import signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(300)")
+
+    done = worker.attempt("raise AssertionError")
+
+    assert done.returncode == 12, done.stderr
+    assert "Traceback" not in done.stderr
+    assert worker.events("error") == []
+    assert not (worker.store / "attempts" / "1" / "environment").exists()
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_told_to_stop_while_it_trains_may_save(worker):
+    worker.submit()
+
+    done = worker.attempt(
+        """
+        import os, signal
+        context.reporter.phase("train")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as libraries do
+        assert not context.stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert context.stop()
+        context.checkpoints.save(1, lambda folder: (folder / "w").touch(), metrics={})
+        """
+    )
+
+    assert done.returncode == 12, done.stderr
+    assert [path.name for path in (worker.store / "checkpoints").iterdir()] == ["step-000001"]

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from flash.values import Event
-from flash.worker.stopping import Stopped, StopSignal
+from flash.worker.stopping import Stopped, StopSignal, is_stop
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +100,12 @@ def test_an_algorithm_that_names_no_phase_is_only_asked():
     terminate()
 
     assert stop()
+
+
+def test_a_stop_is_recognised_in_what_somebody_made_of_it():
+    caught, lost = ValueError("the environment cannot be loaded"), KeyError("on the way out")
+    caught.__cause__ = lost
+    lost.__context__ = Stopped()
+
+    assert is_stop(caught)
+    assert not is_stop(ValueError())
