@@ -25,7 +25,7 @@ import threading
 import traceback
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import attrs
 
@@ -35,8 +35,10 @@ from flash.testing.traps import Point, lay, replace
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """A pool of threads does not survive a fork, and small matrices have no use for one."""
+
+_HASHES: Final = "PYTHONHASHSEED"
 
 _LOOK_S = 0.01
 
@@ -53,14 +55,14 @@ class WarmWorkers:
             [sys.executable, "-m", "flash.testing.warm"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=worker_environment(os.environ) | _ONE_THREAD,
+            env=worker_environment(os.environ) | _ONE_THREAD | {_HASHES: "1"},
         )
         self._waiting: dict[int, Future[int]] = {}
         self._count = 0
         self._lock = threading.Lock()
         self._reader = threading.Thread(target=self._read, name="warm-workers", daemon=True)
         self._reader.start()
-        self._import(["flash.worker.attempt", *imports])
+        self._imports = ["flash.worker.attempt", *imports]
 
     def __enter__(self) -> Self:
         return self
@@ -84,12 +86,15 @@ class WarmWorkers:
         """
         Run attempt `number` of the job in `store`; return its exit code, or minus its signal.
 
-        It is killed at `point`. Its passes are written to `record`; what such a worker has
-        imported when it ends, later ones have from the beginning. The folder of the attempt is
-        made here, as a supervisor makes it.
+        It is killed at `point`. One whose passes are written to `record` is no fork but a fresh
+        process, with other hashes of strings: what depends on the order of a set shows. What it
+        has imported when it ends, later ones have from the beginning. The folder of the attempt
+        is made here, as a supervisor makes it.
         """
         (store / "attempts" / str(number)).mkdir(parents=True)
         ended: Future[int] = Future()
+        if record is None:
+            self._warm_up()
         with self._lock:
             self._count += 1
             self._waiting[self._count] = ended
@@ -103,14 +108,17 @@ class WarmWorkers:
                     "record": str(record) if record else None,
                 }
             )
+        self._warm_up()
         code = ended.result()
         if record is not None and (imported := _modules_of(record)).exists():
-            self._import(imported.read_text().split())
+            self._imports += imported.read_text().split()
         return code
 
-    def _import(self, modules: Sequence[str]) -> None:
+    def _warm_up(self) -> None:
         with self._lock:
-            self._send({"import": modules})
+            if self._imports:
+                self._send({"import": self._imports})
+                self._imports = []
 
     def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None  # noqa: S101 - it was asked for
@@ -175,6 +183,10 @@ def _import(modules: Sequence[str]) -> None:
 
 def _work(request: dict[str, Any]) -> NoReturn:
     """Be the worker that a provider would have started."""
+    if request["record"] and len(sys.argv) == 1:
+        os.environ[_HASHES] = "2"
+        command = [sys.executable, "-m", "flash.testing.warm", json.dumps(request)]
+        os.execv(command[0], command)  # noqa: S606 - a shell has nothing to do here
     store, number = Path(request["store"]), request["number"]
     try:
         log = store / "attempts" / str(number) / "worker.log"
@@ -227,4 +239,6 @@ def _modules_of(record: Path) -> Path:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        _work(json.loads(sys.argv[1]))
     _serve()

@@ -91,6 +91,9 @@ def copied_adapter(model: Any) -> Callable[[Path], None]:
     state = copied(dict(live))
     config = copy.deepcopy(model.peft_config["default"])
     config.inference_mode = True
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # PEFT would write it in another order in every process
+            setattr(config, name, sorted(value))
 
     def write(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ _IDENTITY: Final = ("model name", "cpu family", "model", "CPU implementer", "CPU
 _WORDS: Final = {
     "device": "the device",
     "processor": "the processor",
-    "instructions": "its instructions",
+    "instructions": "its instruction set",
     "torch": "torch",
     "threads": "the number of threads",
 }

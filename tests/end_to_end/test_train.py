@@ -6,6 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from plane_bench import until
+
+from flash.testing.differences import differences
 
 pytestmark = pytest.mark.slow
 
@@ -56,18 +59,30 @@ def test_eval_gives_the_score_of_a_run_a_checkpoint_and_the_base_model(project):
     assert base["n"] == 4
 
 
-def test_a_worker_that_is_killed_is_started_again_and_resumes_from_its_checkpoint(project):
-    project.configure(steps=400)
-    run = project.submit()
-    running = project.wait(run, lambda status: (status["step"] or 0) >= 4)
-    os.kill(running["attempts"][0]["worker_pid"], signal.SIGKILL)
-    path = project.store / "runs" / run / "attempts" / "2" / "events.jsonl"
-    project.wait(run, lambda _: path.exists() and '"metric"' in path.read_text())
+def test_a_worker_that_is_killed_is_started_again_and_ends_with_the_same_bits(project):
+    """The real worker dies in the middle, the supervisor tries again, and nothing is different."""
+    project.configure(steps=60)
+    broken = project.submit()
+    running = project.wait(broken, lambda status: status["attempts"][-1:] and worker_pid(status))
+    first = project.store / "runs" / broken / "attempts" / "1" / "events.jsonl"
+    until(lambda: first.exists() and '"step": 7,' in first.read_text())
+    os.kill(worker_pid(running), signal.SIGKILL)
+    whole = project.submit()
+    ended = [project.wait(run) for run in (broken, whole)]
 
-    events = map(json.loads, path.read_text().splitlines())
+    assert [[one["outcome"] for one in status["attempts"]] for status in ended] == [
+        ["lost", "finished"],
+        ["finished"],
+    ]
+    runs = project.store / "runs"
+    second = runs / broken / "attempts" / "2" / "events.jsonl"
+    events = map(json.loads, second.read_text().splitlines())
     assert next(event for event in events if event["type"] == "metric")["step"] > 2
-    project.flash("cancel", run)
-    assert project.wait(run)["state"] == "cancelled"
+    assert list(differences(runs / whole, runs / broken)) == []
+
+
+def worker_pid(status):
+    return status["attempts"][0]["worker_pid"]
 
 
 def test_ctrl_c_detaches_and_the_run_goes_on(project):

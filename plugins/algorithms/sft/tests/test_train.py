@@ -345,6 +345,19 @@ def test_a_run_resumed_from_a_checkpoint_reaches_the_same_bits(make, cut):
     assert straight.reporter.logs[-1] == second.reporter.logs[-1]
 
 
+def test_a_run_that_goes_on_with_another_torch_says_that_its_bits_will_differ(make):
+    first = make(held_out=[], stop_after=2)
+    run(first)
+    path = first.checkpoints.newest().folder / "state" / "machine.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch": "1.0"}))
+    second = make(held_out=[], store=first.checkpoints)
+    run(second)
+
+    (warning,) = second.reporter.warnings
+    assert warning.startswith("this resume is not bit-exact, because torch was 1.0 and is ")
+    assert second.checkpoints.final.exists()
+
+
 def test_a_resumed_run_restores_every_random_generator(make):
     settings = {"max_steps": 3}
     straight = make(settings=settings, held_out=[], reporter=Drawing())
