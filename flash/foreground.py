@@ -3,7 +3,7 @@ The caller's side of a foreground task: a child process that loads user code, to
 
 The CLI's own process never imports any of them, and user code sees only the secrets it was
 promised. The child has a session of its own and is killed with all it started when the caller
-leaves, by Ctrl-C too.
+leaves, by Ctrl-C too. Where the caller is killed, or its terminal closed, the child sees to that.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def call(
         given = {
             "request": {**request, "environment": {**asked, "folder": copy}},
             "secrets": dict(secrets),
+            "scratch": scratch,
         }
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "flash.worker", task],

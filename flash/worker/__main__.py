@@ -36,8 +36,9 @@ def main() -> NoReturn:
             lambda: run_attempt(store, attempt, given, home, stacks=log), Redactor(given.values())
         )
 
-    from flash.worker.foreground import run_task
+    from flash.worker.foreground import leave_with_caller, run_task
 
+    leave_with_caller(Path(given["scratch"]))
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     redactor = Redactor(given["secrets"].values())
     run_masked(lambda: run_task(sys.argv[1], given, answers, redactor), redactor)

@@ -8,9 +8,14 @@ Answers are JSON lines on the original stdout: `{"progress": …}` while it work
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import threading
+import time
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from flash.environments import folder_digest
 from flash.errors import FlashError, UsageError
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
 
     from flash.contracts import Environment
     from flash.spec.secrets import Redactor
+
+
+_LOOK_S: Final = 0.5
 
 
 def run_task(name: str, given: Mapping[str, Any], answers: TextIO, redactor: Redactor) -> int:
@@ -47,6 +55,23 @@ def run_task(name: str, given: Mapping[str, Any], answers: TextIO, redactor: Red
         answer(error={"message": known.message, "hint": known.hint, "exit_code": known.exit_code})
         return known.exit_code
     return 0
+
+
+def leave_with_caller(scratch: Path) -> None:
+    """
+    Have this process killed, with all of its group, when the caller that started it is gone.
+
+    `scratch`, the caller's folder for this task, is removed first, as the caller would have.
+    """
+    caller = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == caller:
+            time.sleep(_LOOK_S)
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="flash-caller", daemon=True).start()
 
 
 def environment_of(

@@ -1,5 +1,11 @@
 """A foreground task loads user code as a run's worker does, and never waits for it to end."""
 
+import os
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 
 from flash import foreground
@@ -90,3 +96,55 @@ def test_a_reward_that_cannot_be_made_is_found_before_anything_is_submitted(proj
         check(project, "", {}, python={"path": "rewards.py:score", "weight": 2.0})
 
     assert caught.value.message == (f"[reward.python] path: there is no file {project}/rewards.py")
+
+
+CALL = """
+import sys
+from pathlib import Path
+from flash import foreground
+from flash.environments import Located
+from flash.home import FlashHome
+from flash.spec.model import EnvironmentTable
+
+located = Located(plugin="freesolo", reference=".", folder=Path(sys.argv[1]))
+asked = foreground.environment_request(EnvironmentTable(path="."), located, {})
+foreground.call("check", {"environment": asked}, home=FlashHome(Path(sys.argv[2])), secrets={})
+"""
+
+
+@pytest.mark.slow
+def test_a_task_leaves_no_process_and_no_file_when_its_caller_is_killed(project, tmp_path):
+    pids, scratch = tmp_path / "pids", tmp_path / "scratch"
+    scratch.mkdir()
+    (project / "environment.py").write_text(
+        "import os, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '300'])\n"
+        f"open({str(pids)!r}, 'w').write(f'{{os.getpid()}} {{child.pid}} ready')\n"
+        "time.sleep(300)\n"
+    )
+    caller = subprocess.Popen(
+        [sys.executable, "-c", CALL, str(project), str(tmp_path / "home")],
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    until(lambda: pids.exists() and "ready" in pids.read_text())
+    assert any(scratch.iterdir())
+
+    caller.kill()
+    caller.wait()
+
+    until(lambda: not any(map(is_alive, pids.read_text().split()[:2])))
+    until(lambda: not any(scratch.iterdir()))
+
+
+def until(condition):
+    end_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+
+
+def is_alive(pid):
+    try:
+        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
