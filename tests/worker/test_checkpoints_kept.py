@@ -136,3 +136,19 @@ def test_a_disk_that_removes_nothing_is_a_store_error_and_every_checkpoint_stays
         store.tidy(20, last=1, best=False)
 
     assert steps(store) == [10, 20]
+
+
+def test_of_a_run_that_is_done_only_what_can_be_deployed_is_kept(store, tmp_path):
+    save(store, 10, 20, 30)
+    torn = tmp_path / "checkpoints" / "step-000040"
+    (torn / "adapter").mkdir(parents=True)
+    needless = {path.relative_to(tmp_path / "checkpoints").as_posix() for path in store.unneeded()}
+
+    store.thin()
+
+    assert needless == {"step-000040", *(f"step-0000{step}/state" for step in (10, 20, 30))}
+    assert steps(store) == [10, 20, 30]
+    assert whole(store) == []
+    assert all(damaged_file(one.folder) is None for one in store.list())
+    assert not torn.exists()
+    assert store.unneeded() == []
