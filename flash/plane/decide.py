@@ -214,8 +214,10 @@ def _present(run: Supervised, attempt: Attempt, view: View) -> Step:
 
 
 def _go_on(run: Supervised, attempt: Attempt, view: View) -> Step:
-    last = attrs.evolve(attempt, reported_usd=view.reported_usd)
-    spent = cost.spent([*run.attempts[:-1], last], live_s=view.worked_s)
+    attempts = run.attempts
+    if view.reported_usd != attempt.reported_usd:
+        attempts = (*attempts[:-1], attrs.evolve(attempt, reported_usd=view.reported_usd))
+    spent = cost.spent(attempts, live_s=view.worked_s)
     stop = _reason_to_stop(run, spent, view)
     if stop is not None:
         return stop

@@ -9,13 +9,19 @@ from flash.files import store_error
 from flash.worker.reporter import read_event
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-_MOST_BYTES: Final = 1 << 18
+_MOST_BYTES: Final = 1 << 16
 """What is read at one look; of a worker that writes more, the newest."""
 
 _LONGEST_LOOK_S: Final = 20.0
 """Between two looks that are further apart, nobody was listening."""
+
+# How the reporter writes them.
+_HEARTBEAT: Final = b'{"type": "heartbeat"'
+_PHASE: Final = b'"phase"'
+_SPEND: Final = b'"spend"'
 
 
 class Heard:
@@ -75,18 +81,24 @@ class Heard:
         whole = content.rfind(b"\n") + 1
         # A line longer than what is read at once is passed over.
         self._offset = start + (whole or (len(content) if len(content) == _MOST_BYTES else 0))
-        for line in content[:whole].splitlines():
-            self._take(line, now_s)
+        self._take(content[:whole].splitlines(), now_s)
 
-    def _take(self, line: bytes, now_s: float) -> None:
-        event = read_event(line, self._number)
-        if event is None or event.type == "heartbeat":
-            return
-        self.progress_at = now_s
-        if event.type == "phase":
-            self.phase = str(event.data.get("name", ""))[:40]
-        elif event.type == "spend":
-            self.reported_usd = max(self.reported_usd, _usd(event.data.get("usd")))
+    def _take(self, lines: Sequence[bytes], now_s: float) -> None:
+        """Take in spending and the newest progress and phase; no other line is worth parsing."""
+        progress = phase = False
+        for line in reversed(lines):
+            wanted = not progress or _SPEND in line or (_PHASE in line and not phase)
+            if line.startswith(_HEARTBEAT) or not wanted:
+                continue
+            event = read_event(line, self._number)
+            if event is None or event.type == "heartbeat":
+                continue
+            if not progress:
+                progress, self.progress_at = True, now_s
+            if event.type == "phase" and not phase:
+                phase, self.phase = True, str(event.data.get("name", ""))[:40]
+            elif event.type == "spend":
+                self.reported_usd = max(self.reported_usd, _usd(event.data.get("usd")))
 
 
 def _usd(value: Any) -> float:

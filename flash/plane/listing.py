@@ -105,7 +105,7 @@ class Listing:
             if found is None or found != each.instance:
                 each.instance = found
                 if not each.failures:
-                    each.look_at = now_s
+                    each.look_at = 0.0
         if orphans(place.instances.values(), self._owner, owned):
             self._end_orphans(place)
 

@@ -50,5 +50,5 @@ def orphans(
     return [
         instance
         for instance in instances
-        if parse_key(instance.key, owner) is not None and instance.key not in protected
+        if instance.key not in protected and parse_key(instance.key, owner) is not None
     ]

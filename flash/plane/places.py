@@ -42,6 +42,11 @@ class Place:
     due_at: float = 0.0
     failures: int = 0
 
+    @property
+    def listed(self) -> bool:
+        """Whether it is known at all what there is."""
+        return self.asked_at > float("-inf")
+
     def list(self, owner: str) -> dict[str, Instance]:
         """Ask what there is of `owner`, by key."""
         with boundary(self.name, "list"):

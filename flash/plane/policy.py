@@ -60,9 +60,12 @@ class Decision:
     pause_s: float = 0.0
 
 
+_RETRY: Final = attrs.asdict(RetryTable())
+
+
 def retry_rules(rules: Rules) -> dict[str, Any]:
     """Return the `[retry]` of a run; one from before a setting was there has its default."""
-    return {**attrs.asdict(RetryTable()), **rules.retry}
+    return {**_RETRY, **rules.retry}
 
 
 def outcome_of(attempt: Attempt, instance: Instance) -> Outcome:

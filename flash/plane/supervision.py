@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from flash.plane.runs import Attempt, Ending, Supervised
     from flash.plugins import PluginHost
     from flash.values import Instance, Outcome
+
+_SLICE_S: Final = 0.1
+"""For so long at most nothing new is taken in while it is merely time to look again."""
 
 WORKER = (sys.executable, "-P", "-m", "flash.worker", "run")
 """The worker's command; the store and the attempt's number follow."""
@@ -96,20 +99,51 @@ class Supervision:
         self._watched: dict[str, Watched] = {}
         # The newest change of the database that is known here.
         self._seen: int | None = None
+        self._reconciled = False
 
     def round(self) -> bool:
         """Take the next steps; says whether anything had happened."""
         answered = self._asks.take_answers()
         changed = self._read_changes()
         self._listing.round(self._watched.values())
+        late = self._look_at_all()
+        if not (self._reconciled or late) and self._know_all():
+            self._reconciled = True
+            self._log.info("reconciled", runs=len(self._watched))
+        return answered or changed or late
+
+    def _look_at_all(self) -> bool:
+        """
+        Look at each run that is due; say whether some are left for the next round.
+
+        Those of which something has changed are all looked at. The others, at which it is merely
+        time to look again, must not hold up what changes meanwhile.
+        """
         now_s = self._clock.monotonic()
         due = [each for each in self._watched.values() if each.look_at <= now_s and not each.busy]
-        due.sort(key=lambda each: each.run.id)  # who came first is served first
+        urgent = [each for each in due if not each.look_at or each.run.state == "queued"]
+        urgent.sort(key=lambda each: each.run.id)  # who came first is served first
         self._launching.begin_round()
-        for watched in due:
+        for watched in urgent:
             if not self._launching.must_wait(watched):
                 self._asks.guarded(watched, functools.partial(self._look, watched))
-        return answered or changed
+        again = [each for each in due if each.look_at and each.run.state != "queued"]
+        again.sort(key=lambda each: each.look_at)
+        for watched in again:
+            if self._clock.monotonic() > now_s + _SLICE_S:
+                return True
+            self._asks.guarded(watched, functools.partial(self._look, watched))
+        return False
+
+    def _know_all(self) -> bool:
+        """Say whether each run was looked at with what its provider shows since we are here."""
+        now_s = self._clock.monotonic()
+        return all(
+            each.busy
+            or each.failures
+            or (each.look_at > now_s and (each.place is None or each.place.listed))
+            for each in self._watched.values()
+        )
 
     @property
     def idle(self) -> bool:
@@ -139,14 +173,15 @@ class Supervision:
 
     def _look(self, watched: Watched) -> None:
         """Take the next step for one run."""
-        watched.know(self._owner, self._store(watched.run), self._places, self._clock)
+        if not watched.known:
+            watched.know(self._owner, self._store(watched.run), self._places, self._clock)
         self._listen(watched)
         step = steps.decide(watched.run, watched.view(self._clock))
         # Again at once, unless the step says otherwise.
-        watched.look_at = now_s = self._clock.monotonic()
+        watched.look_at = 0.0
         if isinstance(step, steps.Wait):
             watched.failures = 0
-            watched.look_at = now_s + step.again_s
+            watched.look_at = self._clock.monotonic() + step.again_s
         elif watched.run.last is None or isinstance(step, steps.Place | steps.GiveUp):
             self._move_queued(watched, step)
         else:

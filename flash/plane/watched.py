@@ -35,6 +35,7 @@ class Watched:
     """One run under supervision; times are monotonic. The last attempt's facts are its own."""
 
     run: Supervised
+    # 0: at once, since something has changed.
     look_at: float = 0.0
     busy: bool = False
     failures: int = 0
@@ -51,6 +52,16 @@ class Watched:
     worked_s: float = 0.0
     asked_at: float | None = None
     ended_at: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether `know` would change nothing."""
+        last = self.run.last
+        return last is None or (
+            self.fence == last.fence
+            and self.place is not None
+            and (last.active or self.ended_at is not None)
+        )
 
     def know(self, owner: str, store: RunStore, places: Places, clock: Any) -> None:
         """Have the facts of the run's newest attempt, and no other's; raises `FlashError`."""
