@@ -23,6 +23,7 @@ def test_a_machine_whose_clock_was_never_set_makes_ids_too(now_s):
     assert new_run_id(now_s) != new_run_id(now_s + 1)
 
 
+@pytest.mark.slow
 def test_the_newest_run_is_the_last_that_was_submitted(tmp_path):
     clock = iter([NOW_S, NOW_S - YEAR_S])
     records = Records(Database(tmp_path / "flash.db"), lambda: next(clock))

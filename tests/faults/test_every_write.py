@@ -339,11 +339,18 @@ def memory_is_enough(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
+IN_THE_FAST_LANE = {"a file that is replaced", "rollouts"}
 NOTHING_TO_FAIL = {("an attempt's folder", errno.EMFILE)}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in IN_THE_FAST_LANE else pytest.param(name, marks=pytest.mark.slow)
+        for name in OPERATIONS
+    ],
+)
 def test_every_call_may_fail(tmp_path, name, fault):
     points = strike_everywhere(tmp_path, OPERATIONS[name], fault)
 

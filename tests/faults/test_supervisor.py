@@ -144,7 +144,7 @@ def test_a_worker_that_writes_garbage_and_a_gigabyte_costs_the_supervisor_no_mem
 note_pid()
 path = store / "attempts" / "1" / "events.jsonl"
 with path.open("ab") as file:
-    for _ in range(20):
+    for _ in range(6):
         file.write(os.urandom(1 << 20))
         file.write(b"x" * (9 << 20))
         file.flush()

@@ -37,11 +37,14 @@ say("error", kind="user_error", message="row 3 has no target", hint="give it one
 sys.exit(10)
 """
 EVALUATION = {
-    **dict.fromkeys(("run", "success", "mean")),
+    "run": None,
     "target": "org/model",
-    "model": "org/model",
     "split": "eval",
     "n": 1,
+    "success": None,
+    "mean": None,
+    "environment": ".",
+    "digest": "sha256:0",
     "rows": [],
     "suites": {},
 }
@@ -81,6 +84,7 @@ def test_a_verb_whose_disk_fails_says_so(bench, ended, monkeypatch, capsys, verb
     words = [ended if word == "RUN" else word for word in VERBS[verb]]
     flash(words)  # what is imported is imported
     expected = flash(words)
+    assert expected == (1 if "--follow" in words else 0)
     capsys.readouterr()
     for at in itertools.count():
         before = open_files()
