@@ -66,10 +66,22 @@ class Saved:
 
 @attrs.define
 class Checkpoints:
-    """Checkpoints below `root`, committed at once."""
+    """
+    Checkpoints below `root`.
+
+    Each is written as late as may be, when the next is saved or somebody looks: what `write` does
+    not hold a copy of has changed by then.
+    """
 
     root: Path
-    saved: list[Saved] = attrs.field(factory=list)
+    _saved: list[Saved] = attrs.field(factory=list)
+    _late: Callable[[], None] | None = attrs.field(default=None, init=False)
+
+    @property
+    def saved(self) -> list[Saved]:
+        """Every checkpoint, in the order of the saves."""
+        self._catch_up()
+        return self._saved
 
     def newest(self) -> Saved | None:
         """Return the one with the highest step."""
@@ -78,17 +90,28 @@ class Checkpoints:
     def save(
         self, step: int, write: Callable[[Path], None], *, metrics: Mapping[str, float]
     ) -> None:
-        """Write a step that is not there yet."""
+        """Write a step that is not there yet, later."""
         folder = self.root / f"step-{step:06d}"
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            write(folder)
-            self.saved.append(Saved(step, folder, dict(metrics)))
+        numbers = dict(metrics)
+        if step not in [one.step for one in self.saved]:
+
+            def late() -> None:
+                folder.mkdir(parents=True)
+                write(folder)
+                self._saved.append(Saved(step, folder, numbers))
+
+            self._late = late
 
     def save_final(self, write: Callable[[Path], None]) -> None:
-        """Write the final adapter."""
+        """Write every checkpoint, and the final adapter."""
+        self._catch_up()
         self.final.mkdir(parents=True)
         write(self.final)
+
+    def _catch_up(self) -> None:
+        if self._late is not None:
+            late, self._late = self._late, None
+            late()
 
     @property
     def final(self) -> Path:
