@@ -10,6 +10,7 @@ are and usable whatever happens to it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -29,6 +30,8 @@ HEAD = "0002"
 """The newest migration, so that opening a database that has it costs no import of Alembic."""
 
 _BUSY_TIMEOUT_S = 30
+_THE_DISKS = ("SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN")
+_INDEX_BYTES = 1 << 15
 _MIGRATIONS = Path(__file__).parent / "migrations"
 # What SQLite's messages begin with or contain -> what to do about it.
 _HINTS = {
@@ -237,9 +240,25 @@ class Database:
         code = getattr(error.orig, "sqlite_errorname", "")
         if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
             return self._damaged(said)
+        why = _why(self.path.parent) if code.startswith(_THE_DISKS) else None
+        if why is not None:
+            return store_error("use", self.path, why)
         hint = next((hint for words, hint in _HINTS.items() if words in said.lower()), None)
         afresh = f"it is not as Flash made it; to start afresh, {_set_aside(self.path)}"
         return StoreError(f"{self.path}: {said}", hint=hint or afresh)
+
+
+def _why(folder: Path) -> OSError | None:
+    """Return what the disk or the system says, which SQLite keeps to itself, or None."""
+    try:
+        # Not the file itself: to close it would drop SQLite's locks.
+        os.close(os.open(folder, os.O_RDONLY))
+        found = os.statvfs(folder)
+    except OSError as error:
+        return error
+    # Even reading takes room: for the index of the log, which whoever comes first makes.
+    full = found.f_bavail * found.f_frsize < _INDEX_BYTES
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) if full else None
 
 
 def _make_private(path: Path) -> None:

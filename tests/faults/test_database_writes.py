@@ -7,10 +7,13 @@ turn.
 """
 
 import contextlib
+import itertools
+import os
+import subprocess
 
 import pytest
 import sqlalchemy as sa
-from faults.disk import small_files
+from faults.disk import few_files, small_files
 
 from flash.errors import StoreError
 from flash.plane.database import Database, metadata
@@ -204,3 +207,44 @@ def test_a_database_that_is_removed_under_its_users_is_a_sentence(tmp_path):
         Database(path)
 
     assert raised.value.hint
+
+
+@pytest.mark.slow
+def test_a_process_out_of_descriptors_is_told_that_and_not_what_sqlite_makes_of_it(tmp_path):
+    path = tmp_path / "flash.db"
+    Life(path).add()
+    words = set()
+    for more in itertools.count():
+        with few_files(more):
+            error = fails(lambda: Records(Database(path)).runs())
+        if error is None:
+            break
+        words.add(error.message.partition(": ")[2])
+
+    assert words == {"Too many open files"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="mounts a file system")
+def test_a_disk_without_room_for_reading_is_said_to_be_full(tmp_path):
+    """To read, SQLite makes an index of its log; it calls a full disk an I/O error."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("this machine does not let root mount")
+    try:
+        life = Life(small / "flash.db")
+        life.add()
+        life.database.close()
+        with contextlib.suppress(OSError):
+            (small / "filling").write_bytes(bytes(1 << 20))
+
+        error = fails(lambda: Records(Database(small / "flash.db")).runs())
+
+        assert "No space left on device" in error.message
+        assert "free some space" in error.hint
+        (small / "filling").unlink()
+        assert [run.id for run in Records(Database(small / "flash.db")).runs()] == [RUN]
+    finally:
+        subprocess.run(["umount", "--lazy", str(small)], check=True)
