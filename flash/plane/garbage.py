@@ -322,8 +322,9 @@ class Garbage:
         with self._database.writing() as connection:
             if why := _has_changed(connection, item):
                 return why
-            others = {run.id: run for run in _runs(connection) if run.id != item.run}
-            live = [name for name, run in others.items() if run.state != "done"]
+            row = tables.runs.c
+            others = sa.select(row.id).where(row.id != item.run, row.state != "done")
+            live = connection.scalars(others).all()
             if users := self._references.trained_from(str(item.run), live):
                 return f"it is what {users[0]} was trained from"
             if store.is_dir() and not store.is_symlink():
