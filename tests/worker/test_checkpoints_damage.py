@@ -60,7 +60,7 @@ def test_any_truncation_and_anything_appended_is_found(saved, data):
     whole = file.read_bytes()
     cut = whole[: data.draw(st.integers(0, len(whole) - 1))]
     try:
-        file.write_bytes(data.draw(st.sampled_from([cut, whole + b"\n", whole + cut])))
+        file.write_bytes(data.draw(st.sampled_from([cut, whole + b"\n", whole + b"\n" + cut])))
         assert_the_one_before_is_used(store, file)
     finally:
         file.write_bytes(whole)
