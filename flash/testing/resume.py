@@ -7,9 +7,9 @@ Exact resume as a test: kill a worker anywhere, start it again, and compare with
     print(found)
     assert not found.problems, found.report
 
-A worker of the real job is killed with SIGKILL at a point (see `flash.testing.traps`); the next
-attempt goes on in the same store, as a supervisor has it; and what it ends with is compared bit by
-bit (see `flash.testing.differences`).
+A worker of the real job is killed with SIGKILL at a point (see `flash.testing.traps`), or asked to
+stop; the next attempt goes on in the same store, as a supervisor has it; and what it ends with is
+compared bit by bit (see `flash.testing.differences`).
 
 The config should be of a job with about 20 steps of a tiny model (`flash.testing.models`) on an
 environment without time or place in its scores; it may draw from Python's, NumPy's and torch's
@@ -31,6 +31,7 @@ from flash.files import write_atomic
 from flash.home import FlashHome
 from flash.testing.differences import attempt_events, differences
 from flash.testing.traps import PHASES, Pass, Point, read_record
+from flash.worker.attempt import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -156,7 +157,7 @@ class ResumeTest:
             code = self._workers.run(store, number, self._home.root, point=point)
             if code == 0 and self._phase(point) == "checkpoint":
                 return list(differences(self.whole, store)) or None
-            if code != _KILLED:
+            if code != (EXIT_STOPPED if point.how == "stopped" else _KILLED):
                 return [f"attempt {number} did not come to it: {_ending(store, number, code)}"]
         last = len(points) + 1
         code = self._workers.run(store, last, self._home.root)

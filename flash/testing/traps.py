@@ -59,7 +59,8 @@ class Point:
     Where to kill: at pass `number` of `name`.
 
     `how` is "before" it, "after" it, or "torn": a file that is about to be synced loses its second
-    half first, and of a line that is about to be written only half is.
+    half first, and of a line that is about to be written only half is. "stopped" is no kill: there
+    the worker is asked to end early, with SIGTERM.
     """
 
     name: str
@@ -146,6 +147,8 @@ class Traps:
             _die()
         if self._point == Point(name, number, "before"):
             _die()
+        if self._point == Point(name, number, "stopped"):
+            os.kill(os.getpid(), signal.SIGTERM)
         return number
 
     def _leave(self, name: str, number: int) -> None:

@@ -52,7 +52,7 @@ class WarmWorkers:
 
     def __init__(self, *imports: str) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "flash.testing.warm"],
+            [sys.executable, "-W", "ignore", "-m", "flash.testing.warm"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=worker_environment(os.environ) | _ONE_THREAD | {_HASHES: "1"},

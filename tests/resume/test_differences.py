@@ -62,16 +62,16 @@ def test_a_run_that_repeated_steps_is_the_same(compare):
         (
             {"weight": 1.5},
             (
-                "the final adapter: adapter_model.safetensors['lora_A'] differs in 1 of 2 numbers, by "
-                "up to 0.5"
+                "the final adapter: adapter_model.safetensors['lora_A'] differs in 1 of 2 numbers, "
+                "by up to 0.5"
             ),
         ),
         ({"weight": -1.0}, "the adapter of the checkpoint of step 2: adapter_model.safetensors"),
         (
             {"moment": 1.0 + 2**-23},
             (
-                "the state of the checkpoint of step 2: optimizer.pt['exp_avg'][0] differs in 1 of 1 "
-                "numbers, by up to 1.19e-07"
+                "the state of the checkpoint of step 2: optimizer.pt['exp_avg'][0] differs in 1 of "
+                "1 numbers, by up to 1.19e-07"
             ),
         ),
         ({"epoch": 0.25}, "trainer_state.json['epoch'] is 0.25 and not 0.5"),

@@ -144,6 +144,26 @@ def test_so_does_one_between_updates_on_the_completions_of_several_turns(make, c
     assert found.points - found.missed >= 6
 
 
+def test_so_does_one_that_is_asked_to_stop(one_turn, capsys):
+    passed = [("inference", 2000), ("scoring", 20), ("backward", 15), ("optimizer", 6)]
+    found = one_turn.run([(Point(*one, "stopped"),) for one in passed])
+    with capsys.disabled():
+        print(f"\nGRPO, stopped: {found}")  # noqa: T201 - the count is to be seen
+
+    assert not found.problems, found.report
+
+
+def test_a_scorer_that_goes_by_the_clock_is_found_out(make):
+    """The test can fail: here a resume cannot come to the same bits."""
+    clock = ONE_TURN.replace("random.random()", "time.time() % 1").replace(
+        "import random", "import time"
+    )
+    test = make(clock, "steps = 3\nsave_every = 1")
+    found = test.run([(Point("backward", 5),)])
+
+    assert "the metric of step 3 in attempt 2['reward'] is " in "\n".join(*found.problems.values())
+
+
 @pytest.mark.long
 def test_a_run_killed_in_each_phase_of_each_step_ends_with_the_same_bits(one_turn, capsys):
     found = one_turn.run([*one_turn.each_step(), *one_turn.each_operation("checkpoints")])

@@ -101,6 +101,19 @@ TWICE = [
 ]
 
 
+def test_so_does_one_that_is_asked_to_stop(resume_test, capsys):
+    points = [
+        Point("data", 9, "stopped"),
+        Point("backward", 5, "stopped"),
+        Point("optimizer", 14, "stopped"),
+    ]
+    found = resume_test.run([(point,) for point in points])
+    with capsys.disabled():
+        print(f"\nSFT, stopped: {found}")  # noqa: T201 - the count is to be seen
+
+    assert not found.problems, found.report
+
+
 @pytest.mark.long
 def test_a_run_killed_in_each_phase_of_each_step_ends_with_the_same_bits(resume_test, capsys):
     found = resume_test.run([*resume_test.each_step(), *resume_test.each_operation("checkpoints")])
