@@ -203,12 +203,15 @@ class Records:
         """
         Return the runs that changed after the change `after`, oldest run first, and the newest one.
 
-        With None, the runs that are not settled.
+        With None, the runs that are not settled; also where the numbers began anew, because the
+        newest runs were removed.
         """
         with self._database.reading() as connection:
             newest = connection.scalar(sa.select(sa.func.max(tables.runs.c.change))) or 0
             if newest == after:
                 return [], newest
+            if after is not None and newest < after:
+                after = None
             condition = UNSETTLED if after is None else tables.runs.c.change > after
             return read_supervised(connection, condition), newest
 

@@ -280,3 +280,18 @@ def test_who_came_first_is_served_first(tmp_path):
         records.add(run, spec={}, caller={}, put=lambda: None, take_back=lambda: None)
 
     assert records.unsettled() == ["0aaaaaaaa", "0bbbbbbbb", "0cccccccc"]
+
+
+def test_a_run_is_seen_after_every_run_before_it_was_removed(tmp_path):
+    """The numbers of changes begin anew then."""
+    records = Records(Database(tmp_path / "flash.db"))
+    for run in ("0aaaaaaaa", "0bbbbbbbb"):
+        records.add(run, spec={}, caller={}, put=lambda: None, take_back=lambda: None)
+    _, seen = records.changes(None)
+    with records._database.writing() as connection:
+        connection.execute(tables.runs.delete())
+    records.add("0cccccccc", spec={}, caller={}, put=lambda: None, take_back=lambda: None)
+
+    found, _ = records.changes(seen)
+
+    assert [run.id for run in found] == ["0cccccccc"]
