@@ -102,13 +102,7 @@ class Plane:
             return []
         caller = worker_environment(self._environ) | {"FLASH_HOME": str(self._home.root)}
         runs = self._submitter.submit(submissions, caller)
-        try:
-            self._start_supervisor()
-        except StoreError as error:
-            names = ", ".join(run.id for run in runs[:_MOST_NAMED])
-            message = f"{names} is submitted, but nothing supervises it yet: {error.message}"
-            hint = f"{error.hint}; flash status {runs[0].id} then starts what supervises it"
-            raise StoreError(message, hint=hint) from error
+        self._have_supervised([run.id for run in runs], "submitted")
         return runs
 
     def run(self, run: str) -> Run:
@@ -241,7 +235,7 @@ class Plane:
         found = self.run(run)
         if not resumed:
             check_resumable(found)
-        self._start_supervisor()
+        self._have_supervised([run], "resumed")
         return found
 
     def follow(self, run: str) -> Iterator[Update]:
@@ -271,6 +265,16 @@ class Plane:
         unfinished = self._records.unsettled()
         if unfinished or self._secrets.left_over(unfinished) or self._outbox.untold():
             self._start_supervisor()
+
+    def _have_supervised(self, runs: Sequence[str], what: str) -> None:
+        """Start a supervisor for runs that are taken; one that cannot be does not undo that."""
+        try:
+            self._start_supervisor()
+        except StoreError as error:
+            names = ", ".join(runs[:_MOST_NAMED])
+            message = f"{names} is {what}, but nothing supervises it yet: {error.message}"
+            hint = f"{error.hint}; flash status {runs[0]} then starts what supervises it"
+            raise StoreError(message, hint=hint) from error
 
     def _start_supervisor(self) -> None:
         if self._started is not None and (self._started.poll() or 0) > 0:

@@ -57,6 +57,10 @@ class Home:
         sweep_uncommitted(self.home, live)
         RunSecrets(self.home).sweep(live)
 
+    def sweep_ended(self):
+        """Do what the next supervisor begins with, for the secrets of runs that have ended."""
+        RunSecrets(self.home).sweep([run.id for run in self.plane.runs() if not run.final])
+
     def traces(self):
         folders = (self.home.root / "runs", self.home.root / "secrets")
         return [path for folder in folders if folder.is_dir() for path in folder.iterdir()]
@@ -98,6 +102,47 @@ def test_a_submit_with_a_fault_at_each_call(tmp_path, made, fault):
     )
 
     assert strike_everywhere(tmp_path, submitting, fault) >= 6
+
+
+def failed_run(folder, made):
+    """Return a home with one run, which has failed and whose secrets are forgotten."""
+    home = Home(folder, made)
+    home.submit()
+    [run] = home.plane.runs()
+    home.plane._records.give_up(run, "it failed", None)
+    RunSecrets(home.home).forget(run.id)
+    return home
+
+
+def resume(home):
+    [run] = home.plane.runs()
+    if run.final:
+        home.plane.resume(run.id, secrets=lambda names: SECRETS)
+
+
+def resumed_with_its_secrets_or_as_it_was(home, error):
+    home.sweep_ended()
+    [run] = home.plane.runs()
+    kept = home.home.root / "secrets" / f"{run.id}.json"
+    assert run.state == ("failed" if not kept.exists() else "queued")
+    assert error is not None or run.state == "queued"
+    if error is not None and run.state == "queued":
+        assert f"{run.id} is resumed, but nothing supervises it yet" in error.message
+    if kept.exists():
+        assert json.loads(kept.read_text()) == SECRETS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_resume_with_a_fault_at_each_call(tmp_path, made, fault):
+    resuming = Operation(
+        prepare=lambda folder: failed_run(folder, made),
+        act=resume,
+        sound=resumed_with_its_secrets_or_as_it_was,
+        done=lambda home: resumed_with_its_secrets_or_as_it_was(home, None),
+    )
+
+    assert strike_everywhere(tmp_path, resuming, fault) >= 3
 
 
 @pytest.mark.slow
