@@ -8,6 +8,7 @@ is looked at again later and later.
 
 from __future__ import annotations
 
+import collections
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +32,7 @@ class Asks:
         self._log = log
         self._clock = clock
         self._handlers: dict[tuple[str, ...], Callable[[Answer], None]] = {}
+        self._answers: collections.deque[tuple[Any, Answer]] = collections.deque()
 
     def __contains__(self, name: tuple[str, ...]) -> bool:
         """Say whether the question of this name is under way."""
@@ -72,13 +74,19 @@ class Asks:
         self.start((what, watched.run.id), work, answered)
 
     def take_answers(self) -> bool:
-        """Handle what has come; says whether anything has."""
-        answers = self._calls.finished()
-        for name, answer in answers:
-            handler = self._handlers.pop(name, None)  # type: ignore[call-overload] # names are ours
+        """
+        Handle what has come; says whether anything has.
+
+        Where a handler raises, the answers after it are there for the next call.
+        """
+        self._answers.extend(self._calls.finished())
+        some = bool(self._answers)
+        while self._answers:
+            name, answer = self._answers.popleft()
+            handler = self._handlers.pop(name, None)
             if handler is not None:
                 handler(answer)
-        return bool(answers)
+        return some
 
     def guarded(self, watched: Watched, act: Callable[[], None]) -> None:
         """Act for a run; its trouble is its own, and is tried again later."""

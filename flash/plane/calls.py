@@ -82,13 +82,18 @@ class Calls:
     def _start_waiting(self) -> None:
         with self._changed:
             while self._waiting and self._threads < self._at_once:
-                call = self._waiting.popleft()
+                call = self._waiting[0]
+                try:
+                    threading.Thread(
+                        target=self._work, args=(call,), name="flash-provider-call", daemon=True
+                    ).start()
+                except RuntimeError:
+                    return  # the machine has no thread for it now; the next look tries again
+                # Its thread cannot have ended yet: it needs the lock for that.
+                self._waiting.popleft()
                 call.given_up_at = self._monotonic() + call.limit_s
                 self._running[call.name] = call
                 self._threads += 1
-                threading.Thread(
-                    target=self._work, args=(call,), name="flash-provider-call", daemon=True
-                ).start()
 
     def _work(self, call: _Call) -> None:
         try:

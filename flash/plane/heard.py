@@ -42,6 +42,7 @@ class Heard:
         "phase",
         "progress_at",
         "reported_usd",
+        "trouble",
     )
 
     def __init__(self, path: Path, number: int, now_s: float, reported_usd: float) -> None:
@@ -54,14 +55,32 @@ class Heard:
         self.progress_at = now_s
         self.phase = ""
         self.reported_usd = reported_usd
+        self.trouble: str | None = None
 
     def listen(self, now_s: float) -> None:
-        """Read what was written since the last time; raises `StoreError`."""
-        unheard_s = now_s - self._listened_at - _LONGEST_LOOK_S
+        """
+        Read what was written since the last time.
+
+        `trouble` says why that was not possible, if it was not: the worker may still be ended.
+        """
+        since_s = now_s - self._listened_at
+        self._pass_over(since_s - _LONGEST_LOOK_S)
+        self._listened_at = now_s
+        try:
+            self._read(now_s)
+        except OSError as error:
+            self.trouble = store_error("read", self._path, error).message
+            self._pass_over(min(since_s, _LONGEST_LOOK_S))
+        else:
+            self.trouble = None
+
+    def _pass_over(self, unheard_s: float) -> None:
+        """Count time in which nobody listened, if there was any, for no silence."""
         if unheard_s > 0:
             self.heard_at += unheard_s
             self.progress_at += unheard_s
-        self._listened_at = now_s
+
+    def _read(self, now_s: float) -> None:
         try:
             found = os.stat(self._path)  # noqa: PTH116 - thousands of times a second
             if found.st_mtime_ns != self._changed_ns:
@@ -76,8 +95,6 @@ class Heard:
                 content = file.read(_MOST_BYTES)
         except FileNotFoundError:
             return
-        except OSError as error:
-            raise store_error("read", self._path, error) from error
         whole = content.rfind(b"\n") + 1
         # A line longer than what is read at once is passed over.
         self._offset = start + (whole or (len(content) if len(content) == _MOST_BYTES else 0))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from flash.errors import FlashError
+from flash.plane.decide import LIVE
 from flash.plane.orphans import key_of, orphans
 from flash.plugins import boundary
 
@@ -106,7 +107,11 @@ class Listing:
                 each.instance = found
                 if not each.failures:
                     each.look_at = 0.0
-        if orphans(place.instances.values(), self._owner, owned):
+        left = orphans(place.instances.values(), self._owner, owned)
+        if any(orphan.state in LIVE for orphan in left):
+            # Somebody has to be here until a listing shows that it has ended.
+            self._sweeping.add(place)
+        if left:
             self._end_orphans(place)
 
     def _end_orphans(self, place: Place) -> None:

@@ -190,7 +190,11 @@ class Supervision:
     def _listen(self, watched: Watched) -> None:
         last = watched.run.last
         if watched.heard is not None and last is not None:
+            known = watched.heard.trouble
             watched.heard.listen(self._clock.monotonic())
+            trouble = watched.heard.trouble
+            if trouble is not None and trouble != known:
+                self._log.warning("not heard", run=last.run, attempt=last.number, error=trouble)
             if watched.reported_usd > last.reported_usd:
                 self._records.spent(last, watched.reported_usd)
 
