@@ -102,7 +102,8 @@ class Plane:
             return []
         caller = worker_environment(self._environ) | {"FLASH_HOME": str(self._home.root)}
         runs = self._submitter.submit(submissions, caller)
-        self._have_supervised([run.id for run in runs], "submitted")
+        if runs:
+            self._have_supervised([run.id for run in runs], "submitted")
         return runs
 
     def run(self, run: str) -> Run:
