@@ -8,7 +8,6 @@ replace an installed package is refused: the trainer's stack is what Flash was t
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -26,6 +25,7 @@ from packaging.requirements import Requirement
 
 from flash.errors import EnvironmentFault, StoreError
 from flash.files import mark_used, store_error
+from flash.plane.lock import locked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,8 +47,7 @@ def ensure_overlay(
     if not requirements:
         return None
     folder = home.folder("overlays") / _digest(requirements)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder.with_suffix(".lock")):
         if not folder.is_dir():
             report(f"installing {', '.join(requirements)} for the environment")
             _install(requirements, folder)

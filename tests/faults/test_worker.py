@@ -1,14 +1,18 @@
 """A worker whose disk takes no more goes on where it can, and ends in a sentence where not."""
 
 import errno
+import os
 import sys
 
 import pytest
+from faults.disk import FAULTS, failing
 from worker.test_attempt import FINISH, Worker
 
 from flash.errors import PluginError, StoreError
 from flash.files import disk_error
+from flash.home import FlashHome
 from flash.plugins import boundary
+from flash.worker.overlay import ensure_overlay
 
 SAVE = """
 import resource, shutil, sys
@@ -152,3 +156,15 @@ def test_whose_error_it_is():
         raise full
     with pytest.raises(PluginError), boundary("some", "fetch"):
         raise OSError("something else")
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.lasting], ids=str)
+def test_packages_that_cannot_be_installed_for_the_disk_are_a_sentence(tmp_path, fault):
+    home = FlashHome(tmp_path / "home")
+    home.folder("overlays")
+
+    with failing(home.root, fault, 0), pytest.raises(StoreError) as raised:
+        ensure_overlay(["no-such-package"], home, lambda _: None)
+
+    assert os.strerror(fault.code) in raised.value.message
+    assert raised.value.hint
