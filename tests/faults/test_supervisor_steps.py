@@ -46,9 +46,9 @@ class Life:
         self.said = io.StringIO()
         self.worker = (self.bench.supervisor[0], str(folder / "worker.py"))
 
-    def supervise(self, *, for_s):
-        """Supervise until the run is settled, at most so long; say whether it is."""
-        end = time.monotonic() + for_s
+    def supervise(self, leave=lambda: False):
+        """Supervise until the run is settled, and say so, or until it is time to leave."""
+        end = time.monotonic() + DEADLINE_S
         log = structlog.wrap_logger(structlog.PrintLogger(self.said))
         try:
             supervisor = Supervisor(self.bench.home, log, worker=self.worker, idle_s=0.0)
@@ -56,7 +56,7 @@ class Life:
             return False  # it says so and leaves; whoever looks at a run starts the next
         supervisor._sound_at = time.monotonic()
         supervisor._sweep_all()
-        while time.monotonic() < end:
+        while time.monotonic() < end and not leave():
             supervisor._round()
             if self.settled():
                 return True
@@ -82,9 +82,16 @@ def live_with(folder, fault, at):
     """Live with the fault at one call until the run is done; return whether it was met."""
     folder.mkdir()
     life = Life(folder)
+    struck_s = []
+
+    def broken_for_long():
+        if disk.struck and fault.lasting:
+            struck_s.append(time.monotonic())
+        return bool(struck_s) and struck_s[-1] - struck_s[0] > BROKEN_S
+
     with failing(life.bench.home.root, fault, at) as disk:
-        life.supervise(for_s=BROKEN_S if fault.lasting else DEADLINE_S)
-    assert life.supervise(for_s=DEADLINE_S), life.said.getvalue()
+        life.supervise(broken_for_long)
+    assert life.supervise(), life.said.getvalue()
     life.check()
     life.plane._records._database.close()
     return disk.struck
