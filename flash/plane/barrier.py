@@ -1,9 +1,10 @@
 """
 One barrier for many files: what was written before it survives a power cut once it returns.
 
-A few files are synced one by one. Many are synced by one `syncfs`, which waits for whatever the
-file system still has to write, also of other programs, and is far cheaper than a call a file: on
-Linux, where the file system is known to do it and the kernel to report its errors (5.8).
+One `syncfs` is far cheaper than a call a file, and waits for whatever the file system still has to
+write, also of other programs. It is used on Linux, where the file system is known to do it and the
+kernel to report its errors (5.8); but for a few files not while a lot of other data waits. Else
+the files are synced one by one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _FEW: Final = 8
+_MUCH_BYTES: Final = 64 << 20
 _REPORTS_ERRORS: Final = (5, 8)
 # The magic numbers of <linux/magic.h>.
 _KNOWN: Final = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs"}
@@ -36,7 +38,7 @@ def barrier(paths: Iterable[Path]) -> None:
     """
     rest = iter(paths)
     first = list(itertools.islice(rest, _FEW + 1))
-    if len(first) > _FEW and _sync_file_system(first[0]):
+    if (len(first) > _FEW or not _much_waits()) and _sync_file_system(first[0]):
         return
     for path in itertools.chain(first, rest):
         sync_file(path)
@@ -51,6 +53,16 @@ def tree(folder: Path) -> Iterator[Path]:
 
 def _raise(error: OSError) -> None:
     raise error
+
+
+def _much_waits() -> bool:
+    """Say whether the kernel has a lot to write, which a `syncfs` would wait for."""
+    try:
+        said = Path("/proc/meminfo").read_text()
+    except OSError:
+        return True
+    sizes_kib = re.findall(r"^(?:Dirty|Writeback): *(\d+) kB$", said, re.MULTILINE)
+    return not sizes_kib or sum(map(int, sizes_kib)) << 10 > _MUCH_BYTES
 
 
 def _sync_file_system(path: Path) -> bool:

@@ -268,6 +268,12 @@ def test_a_batch_that_was_killed_at_any_call_is_there_whole_or_not_at_all(tmp_pa
 # The barrier
 
 
+@pytest.fixture
+def waiting(monkeypatch):
+    """Return what has the kernel say that much, or nothing, waits to be written."""
+    return lambda *, much: monkeypatch.setattr(barriers, "_much_waits", lambda: much)
+
+
 def synced(monkeypatch, paths):
     """Return what is synced, one by one, by a barrier over `paths`."""
     found = []
@@ -283,7 +289,8 @@ def many_files(folder):
     return list(tree(folder))
 
 
-def test_few_files_are_synced_one_by_one_before_their_folders(tmp_path, monkeypatch):
+def test_few_files_are_synced_one_by_one_where_much_waits(tmp_path, monkeypatch, waiting):
+    waiting(much=True)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "file").write_text("x")
 
@@ -298,11 +305,26 @@ def test_many_are_synced_one_by_one_where_the_file_system_is_not_known(tmp_path,
     assert synced(monkeypatch, iter(paths)) == paths
 
 
-def test_many_are_synced_at_once_where_the_kernel_can(tmp_path, monkeypatch):
-    paths = many_files(tmp_path)
+@pytest.mark.parametrize(("count", "much"), [(100, True), (100, False), (2, False)])
+def test_they_are_synced_at_once_where_the_kernel_can(tmp_path, monkeypatch, waiting, count, much):
+    paths = many_files(tmp_path)[:count]
     at_once = barriers._sync_file_system(tmp_path)
+    waiting(much=much)
 
     assert synced(monkeypatch, iter(paths)) == ([] if at_once else paths)
+
+
+def test_what_waits_is_what_the_kernel_says(monkeypatch):
+    said = "MemTotal: 24105 kB\nDirty:  {} kB\nWriteback: 1 kB\n"
+    read = {}
+    monkeypatch.setattr(Path, "read_text", lambda _: read["text"])
+
+    read["text"] = said.format(60_000)
+    assert not barriers._much_waits()
+    read["text"] = said.format(70_000)
+    assert barriers._much_waits()
+    read["text"] = "another kernel"
+    assert barriers._much_waits()
 
 
 def test_a_kernel_that_loses_errors_is_not_relied_on():
@@ -311,8 +333,9 @@ def test_a_kernel_that_loses_errors_is_not_relied_on():
     assert barriers._kernel("6.18.44-fc-v669") >= barriers._REPORTS_ERRORS
 
 
-def test_what_is_in_place_was_synced_before_and_its_name_after(quiet, monkeypatch):
+def test_what_is_in_place_was_synced_before_and_its_name_after(quiet, monkeypatch, waiting):
     """All that a store holds reaches the disk before its rename, and that before the commit."""
+    waiting(much=True)
     order = []
     fsync, rename = os.fsync, Path.rename
 
