@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--changes", type=float, default=9.0, help="a second, in the steady state")
     parser.add_argument("--submits", type=int, default=1000, help="of each way, a round")
     parser.add_argument("--folder", type=Path, help="where to work; default: the system's")
+    parser.add_argument("--no-save", action="store_true", help="print the result, and no more")
     parser.add_argument("--child", choices=["submit"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -85,6 +86,8 @@ def main() -> None:
         "fleet": fleet,
     }
     print(json.dumps(result, indent=1))
+    if options.no_save:
+        return
     print(f"\nwritten to {save('plane', result).relative_to(ROOT)}")
 
 
