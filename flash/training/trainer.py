@@ -94,7 +94,7 @@ class RunTrainer:
                 OPTIMIZER_NAME: self.optimizer.state_dict(),
                 SCHEDULER_NAME: self.lr_scheduler.state_dict(),
                 TRAINER_STATE_NAME: dataclasses.asdict(self.state),
-                _RNG: _random_states(),
+                _RNG: random_states(),
                 resuming.NAME: resuming.machine(self.args.device),
                 **self.own_state(),
             }
@@ -111,12 +111,7 @@ class RunTrainer:
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return
-        states = torch.load(Path(checkpoint) / _RNG, weights_only=True)
-        random.setstate(states["python"])
-        np.random.set_state(states["numpy"])  # noqa: NPY002 - see above
-        torch.set_rng_state(states["torch"])
-        if len(states["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(states["cuda"])
+        set_random_states(torch.load(Path(checkpoint) / _RNG, weights_only=True))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Compute as before the break; the adapter of the checkpoint is on the model already."""
@@ -138,7 +133,7 @@ class RunTrainer:
         return 0
 
 
-def _random_states() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
     """Return every random generator's state as plain values, which `weights_only` can load."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global one is what libraries draw from
     return {
@@ -147,6 +142,15 @@ def _random_states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put every random generator where `random_states` found it."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])  # noqa: NPY002 - see above
+    torch.set_rng_state(states["torch"])
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def _write(path: Path, value: Any) -> None:

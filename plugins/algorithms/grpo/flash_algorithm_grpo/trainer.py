@@ -20,7 +20,12 @@ from trl import GRPOTrainer
 
 from flash.api import EnvironmentFault, FlashError
 from flash.training.sampler import Stopped
-from flash.training.trainer import RunTrainer, peak_memory_gib
+from flash.training.trainer import (
+    RunTrainer,
+    peak_memory_gib,
+    random_states,
+    set_random_states,
+)
 from flash.training.undisturbed import undisturbed
 from flash_algorithm_grpo.practice import numbers, rollouts
 from flash_algorithm_grpo.recipe import ROW_TOKENS
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
 _WATCH = "watch.json"
 _STEP = "step.json"
 _PASSES = "passes.pt"
+_DUE = "evaluation-due.json"
 
 _TRL_NUMBERS = {"kl": "kl", "entropy": "entropy", "clip_ratio/region_mean": "clip_share"}
 _TRL_NUMBERS["cispo_clip_ratio"] = "clip_share"
@@ -98,6 +104,8 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         self._first_step: tuple[int, float] | None = None
         self._gap = _Gap()
         self._warned = False
+        self._states = random_states()
+        self._evaluation_due = False
         # TRL multiplies by `importance_sampling_ratio` where its own flag for vLLM is set.
         self.use_vllm = not sampler.on_policy
         self.vllm_importance_sampling_correction = True
@@ -107,6 +115,7 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         del generation_batch
         place = self._step % self.args.gradient_accumulation_steps
         if place == 0:
+            self._states = random_states()
             self._step_began_s = time.monotonic()
             self._gap = _Gap()
             self._practice_s = 0.0
@@ -256,8 +265,13 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         return means
 
     def keep(self) -> None:
-        """Save what was trained so far, where there is anything."""
+        """
+        Save what was trained so far, where there is anything.
+
+        What an unfinished step or evaluation has drawn at random is drawn again after a resume.
+        """
         if self.state.global_step:
+            set_random_states(self._states)
             self._save_checkpoint(None, None)
 
     def _end(self, failure: FlashError) -> NoReturn:
@@ -270,11 +284,14 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         assert self._examiner is not None  # noqa: S101 - else nothing is evaluated
         self.context.reporter.phase("evaluate")
         self._sampler.update(self.accelerator.unwrap_model(self.model))
+        self._states = random_states()
+        self._evaluation_due = True
         try:
             with undisturbed(self._notice):
                 found = self._examiner.examine()
         except EnvironmentFault as fault:
             self._end(fault)
+        self._evaluation_due = False
         metrics = {f"eval_{name}": value for name, value in found.items()}
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
@@ -304,6 +321,8 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         kept: dict[str, Any] = {_WATCH: self._watch.state}
         if self.state.global_step % self.num_iterations:
             kept |= {_PASSES: self._passes, _STEP: self._numbers}
+        if self._evaluation_due:
+            kept[_DUE] = {}
         return kept
 
     def resume(self, folder: Path) -> None:
@@ -314,6 +333,13 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
                 folder / _PASSES, weights_only=True, map_location=self.args.device
             )
             self._numbers = json.loads((folder / _STEP).read_text())
+        self._evaluation_due = (folder / _DUE).exists()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Take up the generators, and the evaluation that a stop has cut off."""
+        super()._load_rng_state(checkpoint)
+        if self._evaluation_due:
+            self._determine_best_metric(self.evaluate(), None)
 
 
 class _Gap:

@@ -95,6 +95,9 @@ SPREAD = {
 }
 
 
+STOPPED = ("rollout", "scoring", "backward")
+
+
 @pytest.fixture(scope="module")
 def workers():
     with WarmWorkers("flash_algorithm_grpo.trainer") as workers:
@@ -145,12 +148,23 @@ def test_so_does_one_between_updates_on_the_completions_of_several_turns(make, c
 
 
 def test_so_does_one_that_is_asked_to_stop(one_turn, capsys):
-    passed = [("inference", 2000), ("scoring", 20), ("backward", 15), ("optimizer", 6)]
-    found = one_turn.run([(Point(*one, "stopped"),) for one in passed])
+    """What an unfinished step has drawn, for its episodes and in its scorer, is drawn again."""
+    unsaved = [one for phase in STOPPED for one in one_turn.of(phase) if one.step == 7]
+    first = {one.phase: one for one in reversed(unsaved)}
+    found = one_turn.run([(first[phase].at("stopped"),) for phase in STOPPED])
     with capsys.disabled():
         print(f"\nGRPO, stopped: {found}")  # noqa: T201 - the count is to be seen
 
     assert not found.problems, found.report
+
+
+def test_an_evaluation_that_a_stop_cuts_off_is_done_first_of_all_when_the_run_goes_on(one_turn):
+    """Its numbers come too late for the checkpoint of its step, and for nothing else."""
+    cut = next(one for one in one_turn.of("evaluation") if one.name == "scoring" and one.step == 11)
+    found = one_turn.run([(cut.at("stopped"),)])
+
+    problems = [problem for one in found.problems.values() for problem in one]
+    assert [problem for problem in problems if "checkpoint of step 10" not in problem] == []
 
 
 def test_a_scorer_that_goes_by_the_clock_is_found_out(make):
