@@ -192,12 +192,19 @@ class Attempt:
                 f"the algorithm {self.spec.algorithm} returned without a final adapter",
                 hint="report it to the plugin's author",
             )
-        result = {"run": self.job.run, "state": "done", "finished_s": time.time()}
-        write_atomic(self.store / "result.json", json.dumps(result, indent=1).encode())
+        self._write_result()
         # Of an attempt that found everything done, how many there were is not known.
         steps = self.reporter.last_step
         self.reporter.emit("done", **({} if steps is None else {"steps": steps}))
         return True
+
+    def _write_result(self) -> None:
+        """Leave a word for whoever looks into the folder; the adapter is there without it."""
+        result = {"run": self.job.run, "state": "done", "finished_s": time.time()}
+        try:
+            write_atomic(self.store / "result.json", json.dumps(result, indent=1).encode())
+        except StoreError as error:
+            self.reporter.warning(f"{error.message}; the adapter is complete all the same")
 
     def sinks(self) -> list[tuple[str, Sink]]:
         """

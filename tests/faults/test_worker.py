@@ -85,6 +85,17 @@ def test_a_final_adapter_that_does_not_fit_ends_the_run_and_its_checkpoints_stay
 
 
 @pytest.mark.slow
+def test_a_run_whose_adapter_is_complete_is_done_whatever_happens_to_its_last_word(worker):
+    (worker.store / "result.json").mkdir()
+
+    done = worker.attempt(FINISH)
+
+    assert done.returncode == 0, done.stderr
+    [warning] = worker.events("warning")
+    assert "result.json: Is a directory; the adapter is complete" in warning["message"]
+
+
+@pytest.mark.slow
 def test_a_worker_out_of_descriptors_ends_in_a_sentence(worker):
     error = ended(
         worker,
