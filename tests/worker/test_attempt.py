@@ -295,3 +295,47 @@ def test_a_worker_that_is_told_to_stop_while_it_trains_may_save(worker):
 
     assert done.returncode == 12, done.stderr
     assert [path.name for path in (worker.store / "checkpoints").iterdir()] == ["step-000001"]
+
+
+SAVES = """
+import time
+def write(to):
+    if to.name == "step-000002":
+        raise OSError(28, "No space left on device")
+    (to / "adapter").mkdir()
+    (to / "adapter" / "weights").write_text("w")
+    (to / "state").mkdir()
+for step in range(1, 1000):
+    context.reporter.metrics(step, 1000, loss=1.0)
+    if step < 3:
+        context.checkpoints.save(step, write, metrics={"eval_loss": 1.0})
+    if context.stop():
+        context.checkpoints.save(step, write, metrics={})
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.slow
+def test_a_step_that_was_asked_for_and_cannot_be_saved_ends_the_attempt_with_the_reason(worker):
+    worker.submit(more="[train]\nsave_at_steps = [2]\nmax_steps = 1000\n")
+
+    done = worker.attempt(SAVES)
+
+    [error] = worker.events("error")
+    assert done.returncode != 0
+    assert "step-000002: No space left on device" in error["message"]
+    assert [event["step"] for event in worker.events("checkpoint")] == [1]
+    assert len(worker.events("metric")) < 999
+
+
+@pytest.mark.slow
+def test_an_attempt_that_another_has_followed_ends_and_saves_nothing(worker):
+    worker.submit()
+    (worker.store / "attempts" / "2").mkdir(parents=True)
+
+    done = worker.attempt(FINISH)
+
+    assert done.returncode != 0
+    assert "attempt 2 has taken its place" in done.stdout + done.stderr
+    assert not (worker.store / "adapter").exists()
+    assert not (worker.store / "result.json").exists()
