@@ -81,16 +81,16 @@ learning_rate = 1e-2
 
 SPREAD = {
     "start": 1,
-    "data": 3,
-    "rollout": 5,
-    "scoring": 5,
-    "forward": 5,
-    "backward": 5,
-    "optimizer": 5,
-    "evaluation": 3,
-    "report": 4,
-    "episodes": 4,
-    "checkpoint": 5,
+    "data": 2,
+    "rollout": 4,
+    "scoring": 4,
+    "forward": 4,
+    "backward": 4,
+    "optimizer": 4,
+    "evaluation": 2,
+    "report": 3,
+    "episodes": 3,
+    "checkpoint": 4,
     "final": 3,
 }
 
@@ -132,7 +132,7 @@ def test_a_run_killed_at_any_point_ends_with_the_same_bits(one_turn, capsys):
         print(f"\nGRPO: {found}")  # noqa: T201 - the count is to be seen
 
     assert not found.problems, found.report
-    assert found.points - found.missed >= 45
+    assert found.points - found.missed >= 35
 
 
 def test_so_does_one_between_updates_on_the_completions_of_several_turns(make, capsys):
@@ -160,7 +160,8 @@ def test_so_does_one_that_is_asked_to_stop(one_turn, capsys):
 
 def test_an_evaluation_that_a_stop_cuts_off_is_done_first_of_all_when_the_run_goes_on(one_turn):
     """Its numbers come too late for the checkpoint of its step, and for nothing else."""
-    cut = next(one for one in one_turn.of("evaluation") if one.name == "scoring" and one.step == 11)
+    passes = [one for one in one_turn.of("evaluation") if one.step == 11]
+    cut = next(one for one in passes if one.name == "inference")
     found = one_turn.run([(cut.at("stopped"),)])
 
     problems = [problem for one in found.problems.values() for problem in one]

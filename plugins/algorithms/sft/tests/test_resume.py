@@ -51,12 +51,12 @@ eval_every = 5
 # Every phase, and each operation on the files of one checkpoint and of the final adapter.
 SPREAD = {
     "start": 2,
-    "data": 7,
-    "forward": 7,
-    "backward": 7,
-    "optimizer": 7,
-    "evaluation": 4,
-    "report": 6,
+    "data": 5,
+    "forward": 5,
+    "backward": 5,
+    "optimizer": 5,
+    "evaluation": 3,
+    "report": 5,
 }
 
 
@@ -90,7 +90,7 @@ def test_a_run_killed_at_any_point_ends_with_the_same_bits(resume_test, capsys):
         print(f"\nSFT: {found}")  # noqa: T201 - the count is to be seen
 
     assert not found.problems, found.report
-    assert found.points - found.missed >= 65
+    assert found.points - found.missed >= 70
 
 
 # What was done is done again, and killed again.
