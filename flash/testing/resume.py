@@ -128,13 +128,14 @@ class ResumeTest:
         """Return a point at each operation on the store's files at `path` and below it."""
         return _by_turns([one for one in self.passes if f"{one.path}/".startswith(f"{path}/")])
 
-    def each_step(self) -> list[Kills]:
-        """Return a point in the middle of each phase of each step, and one at each file of it."""
-        groups: dict[tuple[str, int, str], list[Pass]] = {}
+    def everywhere(self) -> list[Kills]:
+        """Return a point in the middle of each phase of each step, and each operation on a file."""
+        groups: dict[tuple[str, int], list[Pass]] = {}
         for one in self.passes:
-            if one.phase is not None:
-                groups.setdefault((one.phase, one.step, one.path), []).append(one)
-        return _by_turns([passes[len(passes) // 2] for passes in groups.values()])
+            if one.phase is not None and not one.path:
+                groups.setdefault((one.phase, one.step), []).append(one)
+        middles = [passes[len(passes) // 2] for passes in groups.values()]
+        return _by_turns([*middles, *(one for one in self.passes if one.phase and one.path)])
 
     def run(self, kills: Sequence[Kills]) -> Found:
         """Break a run for each of `kills`, several at a time, and compare each with the whole."""

@@ -180,8 +180,8 @@ def test_a_scorer_that_goes_by_the_clock_is_found_out(make):
 
 
 @pytest.mark.long
-def test_a_run_killed_in_each_phase_of_each_step_ends_with_the_same_bits(one_turn, capsys):
-    found = one_turn.run([*one_turn.each_step(), *one_turn.each_operation("checkpoints")])
+def test_a_run_killed_in_every_phase_of_every_step_ends_with_the_same_bits(one_turn, capsys):
+    found = one_turn.run(one_turn.everywhere())
     with capsys.disabled():
         print(f"\nGRPO, all: {found}")  # noqa: T201 - the count is to be seen
 

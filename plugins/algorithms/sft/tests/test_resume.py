@@ -115,8 +115,8 @@ def test_so_does_one_that_is_asked_to_stop(resume_test, capsys):
 
 
 @pytest.mark.long
-def test_a_run_killed_in_each_phase_of_each_step_ends_with_the_same_bits(resume_test, capsys):
-    found = resume_test.run([*resume_test.each_step(), *resume_test.each_operation("checkpoints")])
+def test_a_run_killed_in_every_phase_of_every_step_ends_with_the_same_bits(resume_test, capsys):
+    found = resume_test.run(resume_test.everywhere())
     with capsys.disabled():
         print(f"\nSFT, all: {found}")  # noqa: T201 - the count is to be seen
 
