@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from flash.values import Offer, Outcome
 
 _OWNER_LENGTH: Final = 8
-# What SQLite takes in one statement is bounded.
-_AT_ONCE: Final = 500
 
 _NEXT_CHANGE = sa.select(
     sa.func.coalesce(sa.func.max(tables.runs.c.change), 0) + 1
@@ -112,7 +110,8 @@ class Records:
                 put()
                 return runs
         except BaseException as error:
-            if putting:
+            # An interrupt is seen once the disk has taken the commit that it came with.
+            if putting and not self._added(rows[0]["id"]):
                 take_back()
             if isinstance(error, sa.exc.IntegrityError):
                 known = ", ".join(row["id"] for row in rows if self.run(row["id"]) is not None)
@@ -120,6 +119,13 @@ class Records:
                 hint = "submit again; it will get another id"
                 raise StoreError(message, hint=hint) from error
             raise
+
+    def _added(self, run: str) -> bool:
+        """Say whether the run is there for all that is known."""
+        try:
+            return self.run(run) is not None
+        except StoreError:
+            return False
 
     def request_cancel(self, run: str) -> None:
         """Have the run cancelled: now if it waits, else once its worker has ended."""

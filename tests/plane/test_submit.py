@@ -11,6 +11,7 @@ import pytest
 
 from flash.errors import EnvironmentFault, StoreError
 from flash.home import FlashHome
+from flash.plane.database import Database
 from flash.plane.plane import Plane
 from flash.plane.store import incoming_stores, sweep_incoming, sweep_uncommitted
 
@@ -159,6 +160,27 @@ def test_a_submit_that_was_killed_leaves_nothing_after_the_next_supervisor(fresh
 
     fresh_bench.until(lambda: traces(fresh_bench) == [other])
     assert fresh_bench.plane.runs() == []
+
+
+def test_an_interrupt_that_comes_with_the_commit_leaves_the_run_its_files(quiet, monkeypatch):
+    """A signal that arrives while the disk takes the commit is seen once it is there."""
+    writing = Database.writing
+
+    @contextlib.contextmanager
+    def interrupted(database):
+        with writing(database) as connection:
+            yield connection
+        if database.path == quiet.home.database:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Database, "writing", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quiet.submit("pass", secrets={"KEY": "value-1234"})
+    monkeypatch.undo()
+
+    [run] = quiet.plane.runs()
+    assert (quiet.plane.store(run.id) / "job.json").exists()
+    assert (quiet.home.root / "secrets" / f"{run.id}.json").exists()
 
 
 def test_a_store_whose_run_is_in_the_database_is_not_swept_away(quiet):
