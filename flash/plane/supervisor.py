@@ -12,6 +12,7 @@ import contextlib
 import os
 import sys
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flash.errors import FlashError
@@ -82,27 +83,34 @@ class Supervisor:
         busy_at = moved_at = self._sound_at = time.monotonic()
         while time.monotonic() - busy_at < self._idle_s:
             self._database.check_in_place()
-            moved = self._round()
+            moved, busy = self._round()
             now_s = time.monotonic()
             if moved:
                 moved_at = now_s
-            if not self._supervision.idle or self._notifier.busy():
+            if busy:
                 busy_at = now_s
             self._calls.wait(QUICK_S if now_s - moved_at < RECENT_S else POLL_S)
 
-    def _round(self) -> bool:
-        """Move what can be moved; a database in trouble is tried again, for a while."""
+    def _round(self) -> tuple[bool, bool]:
+        """
+        Move what can be moved; say whether anything had happened, and whether there is more to do.
+
+        A database in trouble is tried again, for a while: nobody knows then what there is to do.
+        """
         try:
             moved = self._supervision.round()
             self._notifier.round()
-        except FlashError as error:
+            busy = not self._supervision.idle or self._notifier.busy()
+        except Exception as error:
+            # Also of a defect: without us no limit holds and nothing is ended.
             if time.monotonic() - self._sound_at > TROUBLE_S:
                 raise
-            self._log.error("trouble", error=error.message, next_try_s=TRY_AGAIN_S)
+            said = error.message if isinstance(error, FlashError) else traceback.format_exc()
+            self._log.error("trouble", error=said, next_try_s=TRY_AGAIN_S)
             time.sleep(TRY_AGAIN_S)
-            return False
+            return False, True
         self._sound_at = time.monotonic()
-        return moved
+        return moved, busy
 
     def _sweep_all(self) -> None:
         """Remove what was cut short before; what cannot be removed must not hold up the runs."""

@@ -8,6 +8,7 @@ import structlog
 
 from flash.errors import StoreError, Unreachable
 from flash.home import FlashHome
+from flash.plane import supervisor
 from flash.plane.asks import Asks
 from flash.plane.calls import Calls
 from flash.plane.database import Database
@@ -57,6 +58,9 @@ class Clock:
         return self.now_s
 
     monotonic = time
+
+    def sleep(self, pause_s):
+        self.now_s += pause_s
 
 
 def settle(calls):
@@ -183,6 +187,30 @@ def test_an_answer_that_cannot_be_handled_costs_no_other(scene):
 
     assert len(heard) == 2
     assert not len(asks)
+
+
+@pytest.mark.parametrize(
+    "error", [StoreError("the database is locked"), RuntimeError("can't start new thread")]
+)
+def test_a_supervisor_in_trouble_stays_for_what_it_could_not_see(tmp_path, monkeypatch, error):
+    clock = Clock()
+    monkeypatch.setattr(supervisor, "time", clock)
+    process = supervisor.Supervisor(
+        FlashHome(tmp_path / "home"), structlog.get_logger(), worker=(), idle_s=3.0
+    )
+    monkeypatch.setattr(process._calls, "wait", clock.sleep)
+    rounds = []
+
+    def in_trouble():
+        rounds.append(None)
+        if len(rounds) < 4:
+            raise error
+        return False
+
+    monkeypatch.setattr(process._supervision, "round", in_trouble)
+    process.run()
+
+    assert len(rounds) >= 4
 
 
 def test_a_call_waits_for_a_thread_where_there_can_be_none_now(monkeypatch):
