@@ -3,8 +3,9 @@ Submitting: the stores, secrets and rows of one run or many, on the disk to stay
 
 The files are written under names that no run has. One barrier makes them durable, then one
 transaction puts them in place and adds the rows. Submits of several threads share both: whoever
-has the turn commits for all who wait for it. A group that fails is done again one by one, so that
-each submit fails or succeeds for itself.
+has the turn commits for all who wait for it, and waits for those who are about to, at most as long
+as the last commit took. A group that fails is done again one by one, so that each submit fails or
+succeeds for itself.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import itertools
 import shutil
 import threading
+import time
 from pathlib import Path  # noqa: TC003 - attrs reads the annotations
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,7 @@ from flash.plane.ids import is_run_id
 from flash.plane.store import committed, incoming_stores, write_job
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from flash.home import FlashHome
     from flash.plane.records import Records
@@ -63,6 +65,10 @@ class Submitter:
         self._secrets = secrets
         self._turn = threading.Lock()
         self._waiting: collections.deque[_Batch] = collections.deque()
+        # How many write their files, and will wait next.
+        self._coming = 0
+        self._arrived = threading.Condition()
+        self._took_s = 0.0
 
     def submit(self, submissions: Sequence[Submission], caller: Mapping[str, str]) -> Sequence[Run]:
         """
@@ -75,25 +81,37 @@ class Submitter:
         runs = [submission.job.run for submission in submissions]
         _check(runs)
         with incoming_stores(self._home, runs) as folders:
-            for folder, submission in zip(folders, submissions, strict=True):
-                _build(folder, submission)
             batch = _Batch(dict(zip(folders, submissions, strict=True)), caller)
-            self._commit(batch)
+            try:
+                with self._on_the_way():
+                    for folder, submission in batch.built.items():
+                        _build(folder, submission)
+                    self._waiting.append(batch)
+                with self._turn:
+                    self._take_turn(batch)
+            finally:
+                if not batch.runs:
+                    self._withdraw(batch)
             parent = self._home.runs
             for run in runs:
                 committed(parent / run)
         return batch.runs
 
-    def _commit(self, batch: _Batch) -> None:
-        self._waiting.append(batch)
+    @contextlib.contextmanager
+    def _on_the_way(self) -> Iterator[None]:
+        with self._arrived:
+            self._coming += 1
         try:
-            with self._turn:
-                self._take_turn(batch)
+            yield
         finally:
-            if not batch.runs:
-                # One that was interrupted takes its folders with it: nobody may commit it now.
-                with self._turn, contextlib.suppress(ValueError):
-                    self._waiting.remove(batch)
+            with self._arrived:
+                self._coming -= 1
+                self._arrived.notify_all()
+
+    def _withdraw(self, batch: _Batch) -> None:
+        """See to it that nobody commits what goes with its folders now: it failed, or was ended."""
+        with self._turn, contextlib.suppress(ValueError):
+            self._waiting.remove(batch)
 
     def _take_turn(self, batch: _Batch) -> None:
         group = [] if batch.tried else self._group()
@@ -106,6 +124,8 @@ class Submitter:
 
     def _group(self) -> list[_Batch]:
         """Return all that wait; one that failed with its group is on its own from then on."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: not self._coming, self._took_s)
         group = [self._waiting.popleft() for _ in range(len(self._waiting))]
         for batch in group:
             batch.tried = True
@@ -118,6 +138,7 @@ class Submitter:
             for batch in group
             for one in batch.built.values()
         ]
+        began_s = time.monotonic()
         barrier(path for folder in built for path in tree(folder))
         added = iter(
             self._records.add_all(
@@ -126,6 +147,7 @@ class Submitter:
                 take_back=lambda: self._take_back(built),
             )
         )
+        self._took_s = time.monotonic() - began_s
         for batch in group:
             batch.runs = list(itertools.islice(added, len(batch.built)))
 
