@@ -29,6 +29,9 @@ LOOK_S: Final = 5.0
 ASK_AGAIN_S: Final = 5.0
 """How long after a provider was asked for an end it is asked again."""
 
+LAUNCH_AGAIN_FOR_S: Final = 600.0
+"""How long a launch that nobody confirms is asked for again; then its attempt is given up."""
+
 
 @attrs.frozen(kw_only=True)
 class View:
@@ -241,6 +244,8 @@ def _unseen(run: Supervised, attempt: Attempt, view: View) -> Step:
         return Wait() if attempt.ref is None else _present(run, attempt, view)
     if attempt.ref is not None:
         return Confirm()
+    if view.worked_s > LAUNCH_AGAIN_FOR_S:
+        return Unconfirmed()
     return LaunchAgain() if view.idempotent and not run.cancel_requested else Unconfirmed()
 
 

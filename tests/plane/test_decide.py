@@ -48,6 +48,13 @@ def test_a_launch_without_an_answer_is_looked_for_before_anything_else_is_done()
     assert decide(launching, view()) == steps.Adopt({})
 
 
+def test_a_launch_that_is_never_confirmed_is_given_up():
+    launching = run(attempt(state="launching", ref=None), state="provisioning")
+    unseen = view(instance=None, idempotent=True, worked_s=steps.LAUNCH_AGAIN_FOR_S + 1)
+
+    assert decide(launching, unseen) == steps.Unconfirmed()
+
+
 def test_a_launch_that_is_to_be_cancelled_is_not_asked_for_again():
     cancelled = run(
         attempt(state="launching", ref=None), state="provisioning", cancel_requested=True
