@@ -49,7 +49,8 @@ class View:
         idle_s: the same of anything but heartbeats.
         phase: what the worker said that it does.
         asked_s: how long ago the provider was asked for the end; None if it was not.
-        ended_s: how long the oldest unreleased attempt has been known to have ended.
+        ended_s: how long the last attempt had been known to have ended when its provider was last
+            asked what there is.
         settle_s: how long after an unanswered launch its instance may still appear.
         idempotent: whether a key may be launched twice.
 

@@ -92,6 +92,12 @@ class Watched:
         """Return how long the last attempt has been there."""
         return self.worked_s + now_s - self.known_at
 
+    def _ended_for_s(self) -> float:
+        """Return how long the attempt had ended when its provider was last asked what there is."""
+        if self.ended_at is None or self.place is None:
+            return 0.0
+        return max(0.0, self.place.asked_at - self.ended_at)
+
     @property
     def reported_usd(self) -> float:
         """What the last attempt's worker says that it has spent."""
@@ -111,7 +117,7 @@ class Watched:
             idle_s=0.0 if heard is None else now_s - heard.progress_at,
             phase="" if heard is None else heard.phase,
             asked_s=None if self.asked_at is None else now_s - self.asked_at,
-            ended_s=0.0 if self.ended_at is None else now_s - self.ended_at,
+            ended_s=self._ended_for_s(),
             settle_s=0.0 if place is None else place.capabilities.settle_s,
             idempotent=place is not None and place.capabilities.idempotent,
         )

@@ -33,8 +33,12 @@ class Provider:
     def __init__(self):
         self.instances = {}
         self.refused = 0
+        self.silent = False
 
     def list(self, owner):
+        if self.silent:
+            message = "the provider does not list now"
+            raise Unreachable(message, sent=True)
         return list(self.instances.values())
 
     def get(self, ref):
@@ -72,7 +76,7 @@ def settle(calls):
 class Scene:
     """One run with a live attempt at a provider, and its supervision."""
 
-    def __init__(self, path):
+    def __init__(self, path, *, answered=True):
         self.home = FlashHome(path / "home")
         self.clock = Clock()
         self.provider = Provider()
@@ -87,8 +91,8 @@ class Scene:
         )
         offer = Offer("place", "one", 1.0)
         self.attempt = self.records.begin(self.records.run(RUN), "place", offer)
-        self.key = self.put(1)
-        self.records.saw(self.attempt, {"key": self.key})
+        if answered:
+            self.records.saw(self.attempt, {"key": self.put(1)})
         self.supervision = Supervision(
             home=self.home,
             records=self.records,
@@ -165,6 +169,24 @@ def test_the_supervisor_stays_until_what_no_attempt_owns_is_ended(scene):
 
     scene.rounds(12)
     assert scene.provider.instances == {}
+    assert scene.supervision.idle
+
+
+def test_what_was_launched_without_an_answer_had_time_to_show_in_a_listing(tmp_path):
+    scene = Scene(tmp_path, answered=False)
+    scene.rounds(3)
+    assert scene.records.attempts(RUN)[0].outcome == "lost"
+
+    scene.provider.silent = True
+    scene.rounds(20)
+    scene.put(1)
+    assert scene.records.attempts(RUN)[0].state == "ended"
+    assert not scene.supervision.idle
+
+    scene.provider.silent = False
+    scene.rounds(20)
+    assert scene.provider.instances == {}
+    assert scene.records.attempts(RUN)[0].state == "released"
     assert scene.supervision.idle
 
 
