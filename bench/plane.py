@@ -30,7 +30,7 @@ from typing import Any
 
 import attrs
 import psutil
-from machine import machine, save
+from machine import RESULTS, machine, save
 
 from flash.environments import folder_digest
 from flash.home import FlashHome
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--changes", type=float, default=9.0, help="a second, in the steady state")
     parser.add_argument("--submits", type=int, default=1000, help="of each way, a round")
     parser.add_argument("--folder", type=Path, help="where to work; default: the system's")
+    parser.add_argument("--only", choices=["submits", "fleet"], help="keep the other's figures")
     parser.add_argument("--no-save", action="store_true", help="print the result, and no more")
     parser.add_argument("--child", choices=["submit"], help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -68,23 +69,23 @@ def main() -> None:
         submit_until_killed(options.folder)
         return
     folder = Path(tempfile.mkdtemp(dir=options.folder, prefix="flash-bench-"))
+    known = RESULTS / "plane.json"
+    result = json.loads(known.read_text()) if options.only else {"benchmark": "plane"}
+    result["machine"] = machine("flash-core", "SQLAlchemy") | {"disk": disk()}
     try:
-        submits = measure_submits(folder / "submits", options.submits, options.rounds + 2)
-        fleet = measure_fleet(
-            folder / "fleet",
-            runs=options.runs,
-            seconds=options.seconds,
-            rounds=options.rounds,
-            changes_s=options.changes,
-        )
+        if options.only != "fleet":
+            rounds = options.rounds + 2
+            result["submits"] = measure_submits(folder / "submits", options.submits, rounds)
+        if options.only != "submits":
+            result["fleet"] = measure_fleet(
+                folder / "fleet",
+                runs=options.runs,
+                seconds=options.seconds,
+                rounds=options.rounds,
+                changes_s=options.changes,
+            )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    result = {
-        "benchmark": "plane",
-        "machine": machine("flash-core", "SQLAlchemy") | {"disk": disk()},
-        "submits": submits,
-        "fleet": fleet,
-    }
     print(json.dumps(result, indent=1))
     if options.no_save:
         return
@@ -118,6 +119,7 @@ def measure_fleet(
     finally:
         fleet.close()
     return {
+        "others_at_work": others_at_work(),
         "runs": runs,
         "heartbeats": heartbeats,
         "first_start_s": middle(first_s),
@@ -301,6 +303,7 @@ def measure_submits(folder: Path, count: int, rounds: int) -> dict[str, Any]:
             way(jobs)
             rates[name].append(len(jobs) / (time.perf_counter() - began))
     return {
+        "others_at_work": others_at_work(),
         "submits_each": count,
         "per_second": {name: middle(values, 0) for name, values in rates.items()},
         "fsync_ms": middle([fsync_ms(folder) for _ in range(20)]),
@@ -434,6 +437,11 @@ def quantiles(values: list[float]) -> dict[str, float]:
         "most": round(ordered[-1], 3),
         "changes": len(ordered),
     }
+
+
+def others_at_work() -> float:
+    """Return the load of the last minutes: above 1 or 2, something else was measured with."""
+    return round(os.getloadavg()[1], 1)
 
 
 def disk() -> str:
