@@ -44,6 +44,14 @@ _DUE: Final = (
     .order_by(_N.id)
     .limit(_AT_ONCE)
 )
+_UNTOLD_RUNS: Final = sa.select(_N.run).where(_UNTOLD)
+_RUN: Final = sa.bindparam("run", type_=sa.Text)
+_SINKS: Final = sa.select(sa.func.json_extract(tables.runs.c.spec, "$.sink")).where(
+    tables.runs.c.id == _RUN
+)
+_STATE_AND_TOLD: Final = sa.select(
+    tables.runs.c.state, ~sa.exists().where(_N.run == _RUN, _UNTOLD)
+).where(tables.runs.c.id == _RUN)
 
 
 @attrs.frozen(kw_only=True)
@@ -90,8 +98,7 @@ def leave_notices(
     connection: sa.Connection, run: str, now_s: float, kind: str, data: Mapping[str, Any]
 ) -> None:
     """Leave a notice for each `[sink.*]` of the run."""
-    sinks = sa.select(sa.func.json_extract(tables.runs.c.spec, "$.sink"))
-    named = connection.scalar(sinks.where(tables.runs.c.id == run))
+    named = connection.scalar(_SINKS, {"run": run})
     for sink in json.loads(named or "{}"):
         row = {"run": run, "sink": sink, "kind": kind, "data": dict(data)}
         connection.execute(
@@ -119,9 +126,8 @@ class Outbox:
 
     def untold(self) -> set[str]:
         """Return the runs of which there is still something to tell."""
-        query = sa.select(tables.notices.c.run).where(_UNTOLD)
         with self._database.reading() as connection:
-            return set(connection.scalars(query))
+            return set(connection.scalars(_UNTOLD_RUNS))
 
     def once_ended(self, run: str, act: Callable[[bool], None]) -> None:
         """
@@ -129,10 +135,8 @@ class Outbox:
 
         It is told whether nothing is left to tell of the run.
         """
-        runs, n = tables.runs.c, tables.notices.c
-        untold = sa.exists().where(n.run == run, _UNTOLD)
         with self._database.writing() as connection:
-            found = connection.execute(sa.select(runs.state, ~untold).where(runs.id == run)).first()
+            found = connection.execute(_STATE_AND_TOLD, {"run": run}).first()
             if found is not None and found[0] in FINAL:
                 act(found[1])
 

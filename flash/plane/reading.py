@@ -38,14 +38,19 @@ _SUPERVISED = sa.select(
     *(sa.func.json_extract(tables.runs.c.spec, f"$.{name}").label(name) for name in _RULES),
 ).order_by(tables.runs.c.id)
 
+_ATTEMPTS = (
+    sa.select(tables.attempts)
+    .where(tables.attempts.c.run.in_(sa.bindparam("runs", expanding=True)))
+    .order_by(tables.attempts.c.number)
+)
+
 
 def read_supervised(connection: sa.Connection, condition: Any) -> list[Supervised]:
     """Return the runs of which `condition` holds with their attempts, oldest first."""
     rows = connection.execute(_SUPERVISED.where(condition)).mappings().all()
     attempts: dict[str, list[Attempt]] = {row["id"]: [] for row in rows}
     for names in _parts(list(attempts)):
-        query = sa.select(tables.attempts).where(tables.attempts.c.run.in_(names))
-        for found in connection.execute(query.order_by(tables.attempts.c.number)).mappings():
+        for found in connection.execute(_ATTEMPTS, {"runs": list(names)}).mappings():
             attempts[found["run"]].append(Attempt(**found))
     return [_supervised(row, attempts[row["id"]]) for row in rows]
 

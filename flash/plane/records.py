@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _OWNER_LENGTH: Final = 8
 
+# Statements that are run in every round are built once.
+_NEWEST_CHANGE = sa.select(sa.func.coalesce(sa.func.max(tables.runs.c.change), 0))
 _NEXT_CHANGE = sa.select(
     sa.func.coalesce(sa.func.max(tables.runs.c.change), 0) + 1
 ).scalar_subquery()
@@ -213,7 +215,7 @@ class Records:
         newest runs were removed.
         """
         with self._database.reading() as connection:
-            newest = connection.scalar(sa.select(sa.func.max(tables.runs.c.change))) or 0
+            newest = connection.scalar(_NEWEST_CHANGE) or 0
             if newest == after:
                 return [], newest
             if after is not None and newest < after:
