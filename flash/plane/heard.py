@@ -57,6 +57,11 @@ class Heard:
         self.reported_usd = reported_usd
         self.trouble: str | None = None
 
+    @property
+    def sign_of_life_s(self) -> float | None:
+        """When the worker last gave one, by the wall clock; None where it never has."""
+        return self._changed_ns / 1e9 or None
+
     def listen(self, now_s: float) -> None:
         """
         Read what was written since the last time.

@@ -270,7 +270,7 @@ class Supervision:
             run,
             instance,
             self._said(attempt),
-            worked_s=watched.worked_for_s(self._clock.monotonic()),
+            worked_s=watched.worked_till_its_end_s(self._clock.monotonic()),
             step=self._step(run),
         )
         self._record_end(attempt, made, pause_s)

@@ -92,6 +92,20 @@ class Watched:
         """Return how long the last attempt has been there."""
         return self.worked_s + now_s - self.known_at
 
+    def worked_till_its_end_s(self, now_s: float) -> float:
+        """
+        Return how long the last attempt was there, now that it is seen to have ended.
+
+        After a reboot, that is until its worker's last sign of life, for all that is known: the
+        machine may have been off since.
+        """
+        last, worked_s = self.run.last, self.worked_for_s(now_s)
+        if last is None or self.heard is None or (last.boot and last.boot == boot_id()):
+            return worked_s
+        if self.heard.sign_of_life_s is None or (self.instance and self.instance.bills):
+            return worked_s
+        return max(0.0, min(worked_s, self.heard.sign_of_life_s - last.started_s))
+
     def _ended_for_s(self) -> float:
         """Return how long the attempt had ended when its provider was last asked what there is."""
         if self.ended_at is None or self.place is None:
