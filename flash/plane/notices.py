@@ -97,7 +97,7 @@ class Notifier:
         self._clock = clock
         self._limit_s = limit_s
         self._deliveries: list[_Delivery] = []
-        # Threads of tries that were given up; they count against `MOST_AT_ONCE` until they end.
+        # Threads of tries that were given up; they count against `MOST_AT_ONCE`, all but one.
         self._stuck: list[threading.Thread] = []
         self._begun = False
         self._look_at = float("-inf")
@@ -114,7 +114,8 @@ class Notifier:
             self._look_at = float("-inf")
             self._record(delivery)
         self._stuck = [thread for thread in self._stuck if thread.is_alive()]
-        room = MOST_AT_ONCE - len(self._deliveries) - len(self._stuck)
+        # One at a time goes on however many never come back.
+        room = MOST_AT_ONCE - len(self._deliveries) - min(len(self._stuck), MOST_AT_ONCE - 1)
         if room <= 0 or self._clock.monotonic() < self._look_at:
             return
         self._look_at = self._clock.monotonic() + LOOK_S
