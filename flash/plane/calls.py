@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
 AT_ONCE: Final = 32
-"""Threads that may be in a provider's code; those of calls given up count until they return."""
+"""Threads that may be in a provider's code, calls given up included; one more where all were."""
 
 
 @attrs.frozen
@@ -81,7 +81,8 @@ class Calls:
 
     def _start_waiting(self) -> None:
         with self._changed:
-            while self._waiting and self._threads < self._at_once:
+            # However many never come back, one at a time goes on.
+            while self._waiting and (self._threads < self._at_once or not self._running):
                 call = self._waiting[0]
                 try:
                     threading.Thread(

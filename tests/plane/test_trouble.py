@@ -251,3 +251,18 @@ def test_a_call_waits_for_a_thread_where_there_can_be_none_now(monkeypatch):
     assert calls.finished() == []
     calls.wait(10.0)
     assert [(name, answer.value) for name, answer in calls.finished()] == [("a", 7)]
+
+
+def test_calls_that_never_come_back_hold_up_no_other_for_good():
+    clock, let_go = Clock(), threading.Event()
+    calls = Calls(at_once=2, monotonic=clock.monotonic)
+    for name in ("a", "b"):
+        calls.start(name, name, let_go.wait, limit_s=60.0)
+    calls.start("c", "c", lambda: 7, limit_s=60.0)
+    assert calls.finished() == []
+
+    clock.now_s += 61.0
+    assert [name for name, _ in calls.finished()] == ["a", "b"]
+    calls.wait(10.0)
+    assert [(name, answer.value) for name, answer in calls.finished()] == [("c", 7)]
+    let_go.set()
