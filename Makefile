@@ -50,13 +50,13 @@ demo-grpo: $(STAMP)  ## the same by practice: a reward instead of answers to cop
 setup-vllm: $(STAMP)  ## make the environment of vLLM on CPU (2.3 GB), for rollout = "vllm"
 	$(BIN)/python -m flash.training.vllm_setup
 
+# One thread a process: two processes with two threads each wait for one another.
 test: $(STAMP)  ## every test but the long ones
-	$(BIN)/python -m pytest -m 'not long'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile
 
 test-long: $(STAMP)  ## hours: many more seeds, kill points and runs than `make test` has time for
 	$(BIN)/python -m pytest -m long
 
-# One thread a process: two processes with two threads each wait for one another.
 test-fast: $(STAMP)  ## the lane for every change: at most 90 seconds
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not long' -n 2
 
