@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
 OWNER = "simulate"
 MOST_RUNS = 8
-CALM_S = 3600.0
-"""How long everything may take to come to its end once faults stop."""
+CALM_S = 2 * 3600.0
+"""How long everything may take to come to its end once faults stop: longer than any wait is."""
 LAST_STEPS = 20
 
 
