@@ -13,7 +13,7 @@ from flash.plane.machine import FINAL
 from flash.plane.runs import Attempt, Rules, Supervised
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 # What SQLite takes in one statement is bounded.
 _AT_ONCE: Final = 500
@@ -74,3 +74,23 @@ def read_table(text: str | None) -> dict[str, Any]:
 
 def _parts(names: Sequence[str]) -> Iterable[Sequence[str]]:
     return (names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE))
+
+
+def read_active(connection: sa.Connection) -> set[tuple[str, int]]:
+    """Return (run, number) of every attempt that has not ended."""
+    query = sa.select(tables.attempts.c.run, tables.attempts.c.number).where(
+        tables.attempts.c.state.in_(["launching", "live"])
+    )
+    return {(row.run, row.number) for row in connection.execute(query)}
+
+
+def read_places(connection: sa.Connection, since_s: float) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return each provider, with its run's tables, that a run changed since was launched on."""
+    table = sa.func.json_extract(tables.runs.c.spec, "$.provider")
+    query = (
+        sa.select(tables.attempts.c.provider, table.label("tables"))
+        .join(tables.runs, tables.runs.c.id == tables.attempts.c.run)
+        .where(tables.runs.c.updated_s >= since_s)
+        .distinct()
+    )
+    return [(row.provider, read_table(row.tables)) for row in connection.execute(query)]

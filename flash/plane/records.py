@@ -10,19 +10,18 @@ by which a reader finds what it has not seen.
 
 from __future__ import annotations
 
-import secrets
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import sqlalchemy as sa
 
 from flash.errors import StoreError
 from flash.plane import database as tables
-from flash.plane.ids import ALPHABET
+from flash.plane.identity import owner_of
 from flash.plane.machine import ATTEMPT_TABLE, TABLE, changes, origins
 from flash.plane.outbox import leave_notices, notice_of
-from flash.plane.reading import UNSETTLED, read_supervised, read_table
+from flash.plane.reading import UNSETTLED, read_active, read_places, read_supervised
 from flash.plane.runs import Attempt, Run, Supervised
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from flash.plane.machine import AttemptEvent, RunEvent, RunState
     from flash.plane.runs import Ending
     from flash.values import Offer, Outcome
-
-_OWNER_LENGTH: Final = 8
 
 # Statements that are run in every round are built once.
 _NEWEST_CHANGE = sa.select(sa.func.coalesce(sa.func.max(tables.runs.c.change), 0))
@@ -61,16 +58,7 @@ class Records:
 
     def owner(self) -> str:
         """Return this plane's identity, made on first use."""
-        with self._database.reading() as connection:
-            owner = connection.scalar(sa.select(tables.identity.c.owner))
-        if owner is None:
-            made = "".join(secrets.choice(ALPHABET) for _ in range(_OWNER_LENGTH))
-            with self._database.writing() as connection:
-                owner = connection.scalar(sa.select(tables.identity.c.owner))
-                if owner is None:
-                    connection.execute(tables.identity.insert().values(owner=made))
-                    owner = made
-        return str(owner)
+        return owner_of(self._database)
 
     # What users do.
 
@@ -225,24 +213,13 @@ class Records:
 
     def active(self) -> set[tuple[str, int]]:
         """Return (run, number) of every attempt that has not ended: what it launched is its own."""
-        query = sa.select(tables.attempts.c.run, tables.attempts.c.number).where(
-            tables.attempts.c.state.in_(["launching", "live"])
-        )
         with self._database.reading() as connection:
-            return {(row.run, row.number) for row in connection.execute(query)}
+            return read_active(connection)
 
     def places(self, since_s: float) -> list[tuple[str, Mapping[str, Any]]]:
         """Return each provider, with its run's tables, that an attempt since was launched on."""
-        table = sa.func.json_extract(tables.runs.c.spec, "$.provider")
-        query = (
-            sa.select(tables.attempts.c.provider, table.label("tables"))
-            .join(tables.runs, tables.runs.c.id == tables.attempts.c.run)
-            .where(tables.runs.c.updated_s >= since_s)
-            .distinct()
-        )
         with self._database.reading() as connection:
-            found = connection.execute(query).all()
-        return [(row.provider, read_table(row.tables)) for row in found]
+            return read_places(connection, since_s)
 
     # What the supervisor writes.
 

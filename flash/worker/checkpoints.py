@@ -167,9 +167,7 @@ class CheckpointStore:
                     _erase(one.folder)
                 elif one.step not in whole:
                     _thin(one)
-            for folder in self._folders():
-                if not (folder / MANIFEST).exists():
-                    _erase(folder)
+            self._erase_cut_short()
         except OSError as error:
             raise store_error("remove old checkpoints from", self._folder, error) from error
 
@@ -188,11 +186,14 @@ class CheckpointStore:
         try:
             for one in self.list():
                 _thin(one)
-            for folder in self._folders():
-                if not (folder / MANIFEST).exists():
-                    _erase(folder)
+            self._erase_cut_short()
         except OSError as error:
             raise store_error("remove old checkpoints from", self._folder, error) from error
+
+    def _erase_cut_short(self) -> None:
+        for folder in self._folders():
+            if not (folder / MANIFEST).exists():
+                _erase(folder)
 
     def _folders(self) -> Sequence[Path]:
         """Return the folder of each step, complete or not, by step; raises `StoreError`."""
