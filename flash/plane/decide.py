@@ -29,6 +29,9 @@ LOOK_S: Final = 5.0
 ASK_AGAIN_S: Final = 5.0
 """How long after a provider was asked for an end it is asked again."""
 
+_UNLISTED_AGAIN_S: Final = 60.0
+"""The same of an instance that its listing lacks; meanwhile it is asked if there is one."""
+
 LAUNCH_AGAIN_FOR_S: Final = 600.0
 """How long a launch that nobody confirms is asked for again; then its attempt is given up."""
 
@@ -212,16 +215,29 @@ def _active(run: Supervised, attempt: Attempt, view: View) -> Step:
     return _present(run, attempt, view)
 
 
+def _unlisted(run: Supervised, attempt: Attempt, view: View) -> Step:
+    """Return the step for an attempt whose instance a listing lacks: most likely it is gone."""
+    if attempt.stopping is None:
+        # Whether it is gone may be hard to find out; what it is to end for is known.
+        return _reason_to_stop(run, _spent(run, attempt, view), view) or Confirm()
+    asked = view.asked_s is not None and view.asked_s < _UNLISTED_AGAIN_S
+    return Confirm() if asked else _stopping(run, attempt, view)
+
+
+def _spent(run: Supervised, attempt: Attempt, view: View) -> cost.Spent:
+    attempts = run.attempts
+    if view.reported_usd != attempt.reported_usd:
+        attempts = (*attempts[:-1], attrs.evolve(attempt, reported_usd=view.reported_usd))
+    return cost.spent(attempts, live_s=view.worked_s)
+
+
 def _present(run: Supervised, attempt: Attempt, view: View) -> Step:
     """Return the step for an attempt that is there, as far as anybody knows."""
     return _go_on(run, attempt, view) if attempt.stopping is None else _stopping(run, attempt, view)
 
 
 def _go_on(run: Supervised, attempt: Attempt, view: View) -> Step:
-    attempts = run.attempts
-    if view.reported_usd != attempt.reported_usd:
-        attempts = (*attempts[:-1], attrs.evolve(attempt, reported_usd=view.reported_usd))
-    spent = cost.spent(attempts, live_s=view.worked_s)
+    spent = _spent(run, attempt, view)
     stop = _reason_to_stop(run, spent, view)
     if stop is not None:
         return stop
@@ -244,7 +260,7 @@ def _unseen(run: Supervised, attempt: Attempt, view: View) -> Step:
         # A provider that does not list may still end what it has given a reference for.
         return Wait() if attempt.ref is None else _present(run, attempt, view)
     if attempt.ref is not None:
-        return Confirm()
+        return _unlisted(run, attempt, view)
     if view.worked_s > LAUNCH_AGAIN_FOR_S:
         return Unconfirmed()
     return LaunchAgain() if view.idempotent and not run.cancel_requested else Unconfirmed()

@@ -79,6 +79,10 @@ class Heard:
         else:
             self.trouble = None
 
+    def begin(self, now_s: float) -> None:
+        """Note that the worker runs from now on: before, there was nothing to be heard."""
+        self.heard_at = self.progress_at = now_s
+
     def _pass_over(self, unheard_s: float) -> None:
         """Count time in which nobody listened, if there was any, for no silence."""
         if unheard_s > 0:

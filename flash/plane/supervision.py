@@ -204,13 +204,15 @@ class Supervision:
         else:
             self._launching.find_place(watched)
 
-    def _move_attempt(self, watched: Watched, last: Attempt, step: steps.Step) -> None:  # noqa: C901 - one case a step
+    def _move_attempt(self, watched: Watched, last: Attempt, step: steps.Step) -> None:  # noqa: C901, PLR0912 - one case a step
         match step:
             case steps.Adopt(ref):
                 self._records.saw(last, ref)
             case steps.Start():
                 if self._records.started(last):
                     self._log.info("running", run=last.run, attempt=last.number)
+                if watched.heard is not None:
+                    watched.heard.begin(self._clock.monotonic())
             case steps.Warn(message):
                 self._records.warned(last.run, {"message": message, "attempt": last.number})
                 self._log.warning("budget", run=last.run, message=message)

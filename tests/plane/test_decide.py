@@ -85,6 +85,17 @@ def test_an_instance_that_has_ended_ends_the_attempt_whatever_else_is_known(stat
     assert step == steps.End(ended)
 
 
+def test_what_is_to_end_ends_also_where_nobody_can_say_whether_it_is_there():
+    unlisted = {"instance": None}
+
+    assert decide(run(cancel_requested=True), view(**unlisted)) == steps.Stop("cancelled")
+    assert decide(run(), view(**unlisted, worked_s=7200.0)).reason == "over_budget"
+    stopping = run(attempt(stopping="cancelled"))
+    assert decide(stopping, view(**unlisted)) == steps.Terminate(GRACE_S["cancelled"])
+    assert decide(stopping, view(**unlisted, asked_s=6.0)) == steps.Confirm()
+    assert decide(stopping, view(**unlisted, asked_s=61.0)) == steps.Terminate(GRACE_S["cancelled"])
+
+
 def test_what_the_provider_says_of_an_instance_is_recorded():
     known = attrs.evolve(RUNNING, ref={"worker_pid": 7})
 

@@ -92,3 +92,13 @@ def test_time_in_which_nobody_listened_is_no_silence(events):
     heard.listen(1001.0)
 
     assert 1001.0 - heard.heard_at <= 20.0
+
+
+def test_before_a_worker_runs_there_is_nothing_to_be_heard(events):
+    heard = Heard(events, 1, 0.0, 0.0)
+    for now_s in range(0, 600, 10):
+        heard.listen(float(now_s))
+
+    heard.begin(600.0)
+
+    assert (heard.heard_at, heard.progress_at) == (600.0, 600.0)
