@@ -52,7 +52,7 @@ setup-vllm: $(STAMP)  ## make the environment of vLLM on CPU (2.3 GB), for rollo
 
 # One thread a process: two processes with two threads each wait for one another.
 test: $(STAMP)  ## every test but the long ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not long' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(STAMP)  ## hours: many more seeds, kill points and runs than `make test` has time for
 	$(BIN)/python -m pytest -m long

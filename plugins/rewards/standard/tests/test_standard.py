@@ -472,9 +472,10 @@ ONE = episode("Paris", raw="<think>hm</think>Paris", thinking="hm")
     ],
 )
 def test_a_function_is_called_with_what_it_names_and_says_a_number_or_more(
-    make, tmp_path, monkeypatch, code, expected
+    make, tmp_path, monkeypatch, request, code, expected
 ):
     monkeypatch.setattr(sys, "path", list(sys.path))
+    request.addfinalizer(lambda: sys.modules.pop("helpers", None))
     write(tmp_path, "def worth(): return 9", "helpers.py")
     write(tmp_path, code)
 
