@@ -31,12 +31,13 @@ _ACTIVE: Final = frozenset({"launching", "live"})
 _SAID_ONCE: Final = ("outcome", "exit_code", "detail", "ended_s", "step", "reported_usd")
 _NEVER_AGAIN: Final = frozenset({"finished", "user_error", "over_budget", "cancelled"})
 
-PROMPT_S: Final = 75.0
-"""How long a supervisor that is let work may take to act; after trouble it waits for a while."""
+PROMPT_S: Final = 120.0
+"""How long a supervisor that is let work may take to act: a call that hangs is given up after 60 s,
+and after trouble it waits for up to 30."""
 MOST_SHOWN: Final = 6
-MOST_SHOWN_S: Final = 90.0
+MOST_SHOWN_S: Final = 200.0
 """How often, and for how long, a supervisor may be shown a machine that nobody owns before it asks
-for its end."""
+for its end: three calls that hang."""
 
 
 class Referee:
