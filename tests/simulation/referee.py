@@ -335,14 +335,15 @@ class Referee:
         for path in (root / "runs").iterdir():
             if path.name not in names:
                 raise Broken(f"{path} is left of a submit that was cut short")
-        self.assert_no_secrets()
+        left = self.secrets_left()
+        if left is not None:
+            raise Broken(left)
         self._told()
 
-    def assert_no_secrets(self) -> None:
-        """No secrets are left of runs that are over."""
+    def secrets_left(self) -> str | None:
+        """Return which secrets are left of runs that are over, or None."""
         left = [path.name for path in (self.world.home_root / "secrets").iterdir()]
-        if left:
-            raise Broken(f"secrets are left of runs that are over: {left}")
+        return f"secrets are left of runs that are over: {left}" if left else None
 
     def _told(self) -> None:
         """Each end was told to each sink, in a notice that was delivered."""
