@@ -233,6 +233,11 @@ BUGS = {
         "if found is not None and found[0] in FINAL:",
         "if found is not None:",
     ),
+    "secrets are never forgotten": _bug(
+        "notices:Notifier.ended",
+        "self._outbox.once_ended(run, forget)",
+        "return",
+    ),
     "a run that goes on does not get its secrets": _bug(
         "records:Records.resume",
         "put()",

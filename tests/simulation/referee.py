@@ -340,6 +340,13 @@ class Referee:
             raise Broken(left)
         self._told()
 
+    def assert_cleared(self) -> None:
+        """A supervisor that leaves by itself leaves no secrets of runs that are over."""
+        for path in (self.world.home_root / "secrets").iterdir():
+            row = self.runs.get(path.stem)
+            if row is not None and row["state"] in FINAL:
+                raise Broken(f"the supervisor has left, and secrets of {path.stem} are there")
+
     def secrets_left(self) -> str | None:
         """Return which secrets are left of runs that are over, or None."""
         left = [path.name for path in (self.world.home_root / "secrets").iterdir()]

@@ -127,7 +127,6 @@ class World:
         self._supervised = False
         self._steps = 0
         self._looked_s: float | None = None
-        self._uncleared = 0
         self._calm_until_s: float | None = None
 
     def note(self, what: str, *details: Any) -> None:
@@ -200,12 +199,6 @@ class World:
         left = self.referee.unsettled()
         if left is None and not self.wanted:
             left = self.referee.still_there()
-            if left is None and not (self.weather.kills or self.weather.disk):
-                left = self.referee.secrets_left()
-                # What ended a moment ago is cleared away at the next look.
-                self._uncleared = 0 if left is None else self._uncleared + 1
-                if self._uncleared > (1 if self._supervised else 0):
-                    raise Broken(left)
             if left is None:
                 raise Over
             # It came up when nobody waited for it any more; the next one to use Flash ends it.
@@ -248,6 +241,9 @@ class World:
             self.wanted = True
         else:
             self.note("the supervisor has nothing left to do")
+            self.referee.look()
+            if not (self.weather.kills or self.weather.disk):
+                self.referee.assert_cleared()
         finally:
             self._supervised = False
             self.disk.failing = None
