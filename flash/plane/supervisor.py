@@ -81,7 +81,7 @@ class Supervisor:
         """Work until nothing has been there to do for a while."""
         self._sweep_all()
         busy_at = moved_at = self._sound_at = time.monotonic()
-        while time.monotonic() - busy_at < self._idle_s:
+        while True:
             self._database.check_in_place()
             moved, busy = self._round()
             now_s = time.monotonic()
@@ -89,6 +89,9 @@ class Supervisor:
                 moved_at = now_s
             if busy:
                 busy_at = now_s
+            # Only a round that found nothing to do may be the last, however late it came.
+            elif now_s - busy_at >= self._idle_s:
+                return
             self._calls.wait(QUICK_S if now_s - moved_at < RECENT_S else POLL_S)
 
     def _round(self) -> tuple[bool, bool]:
