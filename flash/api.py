@@ -62,6 +62,7 @@ from flash.records import (
     SinkPlugin,
 )
 from flash.values import (
+    Address,
     Episode,
     Event,
     Instance,
@@ -77,11 +78,14 @@ from flash.values import (
     Reward,
     Rollout,
     RunInfo,
+    ServedAdapter,
+    ServedBase,
     Step,
     Task,
 )
 
 __all__ = [
+    "Address",
     "AlgorithmInput",
     "AlgorithmPlan",
     "AlgorithmPlugin",
@@ -137,6 +141,8 @@ __all__ = [
     "Rollout",
     "Rollouts",
     "RunInfo",
+    "ServedAdapter",
+    "ServedBase",
     "ServerFault",
     "ServingBackend",
     "ServingPlugin",

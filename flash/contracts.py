@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flash.values import (
+        Address,
         Episode,
         Event,
         Instance,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
         Reward,
         Rollout,
         RunInfo,
+        ServedAdapter,
+        ServedBase,
         Step,
         Task,
     )
@@ -303,26 +306,59 @@ class NoticeSink(Protocol):
 
 @runtime_checkable
 class ServingBackend(Protocol):
-    """Serves a base model and adapters behind the OpenAI chat API."""
+    """
+    One server of one base model, which holds any number of its adapters.
 
-    def start(self, base_model: str, adapters: Mapping[str, str]) -> str:
-        """Start and return the address."""
+    Its server speaks the OpenAI API (`POST /chat/completions`, `POST /completions`, both as
+    streams too) at an address that nobody reaches who has not its key. A request names the base
+    model by its id or a loaded adapter by its name. It honours the fields that the record lists,
+    `chat_template_kwargs.enable_thinking`, and `stream_options.continuous_usage_stats`: every
+    chunk of a stream says how many tokens there are by now.
+
+    The methods block, the caller has a time limit; they may be called from any thread, one at a
+    time. Errors are `FlashError`s, with the last words of the server's log where it has failed.
+    """
+
+    def start(self, base: ServedBase) -> Address:
+        """Start the server and return where it answers, once it does."""
         ...
 
-    def load(self, adapter: str, folder: str) -> None:
-        """Add an adapter to the live server."""
+    def load(self, adapter: ServedAdapter) -> None:
+        """
+        Add an adapter to the live server, under its name; requests under way go on.
+
+        Raises `UsageError` for one that the server cannot take, such as one of too high a rank,
+        before anything is loaded. A name that is loaded already is replaced.
+        """
         ...
 
-    def unload(self, adapter: str) -> None:
-        """Remove an adapter from the live server."""
+    def unload(self, name: str) -> None:
+        """Remove an adapter from the live server; one that is not there is gone already."""
         ...
 
-    def health(self) -> bool:
-        """Say whether it answers."""
+    def tokens(
+        self,
+        model: str,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        thinking: bool,
+    ) -> Sequence[int]:
+        """Return the prompt's tokens that the server makes of a conversation."""
+        ...
+
+    def log_probs(
+        self, model: str, prompt: Sequence[int], completion: Sequence[int]
+    ) -> Sequence[float]:
+        """Return the log-probability in nats, at temperature 1, of each token of `completion`."""
+        ...
+
+    def health(self) -> None:
+        """Return if the server answers; raise what is wrong if not."""
         ...
 
     def stop(self) -> None:
-        """Stop; idempotent."""
+        """End the server and every process of it; idempotent."""
         ...
 
 

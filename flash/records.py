@@ -273,12 +273,19 @@ class ModelPlugin:
 
 @attrs.frozen(kw_only=True)
 class ServingPlugin:
-    """A serving backend; `config` is the attrs class of `[serving.<name>]`."""
+    """
+    A serving backend; `config` is the attrs class of `[serving.<name>]`.
+
+    `fields` are the fields of OpenAI's requests that its server honours, beyond `model`,
+    `messages`, `prompt`, `max_tokens`, `max_completion_tokens`, `stream` and `stream_options`; a
+    request with any other is refused before it gets there.
+    """
 
     name: str = attrs.field(validator=_name)
     summary: str = attrs.field(validator=_text)
     make: Callable[[PluginContext, Any], ServingBackend] = attrs.field(validator=_callable)
     config: type = attrs.field(validator=_config_class)
+    fields: tuple[str, ...] = attrs.field(default=(), validator=_texts)
     secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
 
 

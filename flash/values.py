@@ -13,6 +13,7 @@ import attrs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 Message = dict[str, Any]
 """One chat message as the OpenAI API writes it: `role`, `content`, and what else the turn needs."""
@@ -357,3 +358,47 @@ class RunInfo:
     attempt: int
     folder: str
     spec: Mapping[str, Any]
+
+
+@attrs.frozen
+class Address:
+    """
+    Where a server answers.
+
+    `url` ends in `/v1`; with `socket` it is asked over that Unix socket. Every request carries
+    `Authorization: Bearer` and the `key`.
+    """
+
+    url: str
+    key: str = attrs.field(repr=False)
+    socket: Path | None = None
+
+
+@attrs.frozen(kw_only=True)
+class ServedBase:
+    """
+    A base model to be served.
+
+    Attributes:
+        id: what requests call it.
+        folder: with its weights and its tokenizer.
+        context_tokens: most tokens of prompt and answer together, or None for the model's own.
+        max_rank: the highest LoRA rank that is known to be needed.
+        log: the file that the server's output is appended to.
+
+    """
+
+    id: str
+    folder: Path
+    context_tokens: int | None
+    max_rank: int
+    log: Path
+
+
+@attrs.frozen(kw_only=True)
+class ServedAdapter:
+    """An adapter to be served: what requests call it, its PEFT folder, and its highest rank."""
+
+    name: str
+    folder: Path
+    rank: int

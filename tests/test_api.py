@@ -13,6 +13,7 @@ PLUGINS = sorted(path.parent.name for path in ROOT.glob("plugins/*/*/flash_*/__i
 LIGHT = {"attr", "attrs", "click", "flash", "pluggy"}
 
 SURFACE = [
+    "Address",
     "AlgorithmInput",
     "AlgorithmPlan",
     "AlgorithmPlugin",
@@ -69,6 +70,8 @@ SURFACE = [
     "Rollouts",
     "RunInfo",
     "ServerFault",
+    "ServedAdapter",
+    "ServedBase",
     "ServingBackend",
     "ServingPlugin",
     "SettingError",

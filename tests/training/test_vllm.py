@@ -15,6 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from flash import server_process
 from flash.errors import FlashError, ModelUnavailable, SpecError
 from flash.testing.models import make_tiny_model
 from flash.training import vllm, vllm_server, vllm_setup
@@ -100,7 +101,7 @@ def shared(base, trained, tmp_path_factory):
 
 @pytest.fixture
 def sampler(shared, monkeypatch):
-    monkeypatch.setattr(vllm_server, "WAITS_S", (0.01, 0.02))
+    monkeypatch.setattr(server_process, "WAITS_S", (0.01, 0.02))
     shared.trouble("none")
     return shared.made[0]
 
@@ -267,7 +268,7 @@ def test_a_server_that_ends_as_it_starts_is_an_error_with_its_last_words(bench):
 
 
 def test_a_server_that_dies_is_an_error_with_its_last_words(bench, monkeypatch):
-    monkeypatch.setattr(vllm_server, "WAITS_S", (0.1, 0.1))
+    monkeypatch.setattr(server_process, "WAITS_S", (0.1, 0.1))
     sampler = bench.sampler()
     bench.trouble("dies")
     with pytest.raises(FlashError, match=r"the kernel is not there") as caught:
@@ -299,7 +300,7 @@ def test_a_leashed_command_and_its_children_end_and_leave_no_folder(tmp_path, ho
         "print(leash.pid, flush=True); leash.wait()\n"
     )
     command = "sleep 60 & echo $! > pids; echo $$ >> pids; wait"
-    hasty = "import sys; from flash.training import leash; leash.CHILDREN_S = 0.1; "
+    hasty = "import sys; from flash import leash; leash.CHILDREN_S = 0.1; "
     python = [sys.executable, "-c"]
     leashed = [*python, hasty + "leash.main(*sys.argv[1:])", str(held), "sh", "-c", command]
     process = subprocess.Popen([*python, holder, *leashed], cwd=tmp_path, stdout=subprocess.PIPE)

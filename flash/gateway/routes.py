@@ -1,0 +1,87 @@
+"""Which server answers for which model name, and how many requests are on their way to it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flash.values import Address
+
+
+@attrs.frozen(kw_only=True)
+class Route:
+    """
+    Where requests for one model name go.
+
+    Attributes:
+        name: what clients and the server call the model: `<run>`, `<run>/step-N`, or a base model.
+        base: the base model's id.
+        adapter: whether it is a deployment, and not the base model itself.
+        address: of the server.
+        thinking: as it was trained; None leaves it to the client, as a base model does.
+        stop: the stop sequences of training, where a request has none.
+        fields: of requests that the server honours (`ServingPlugin.fields`).
+        context_tokens: most tokens of prompt and answer together.
+
+    """
+
+    name: str
+    base: str
+    adapter: bool
+    address: Address
+    thinking: bool | None
+    stop: tuple[str, ...]
+    fields: frozenset[str]
+    context_tokens: int
+
+
+class Routes:
+    """The routes of one gateway; used by its event loop and by the threads that deploy."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._routes: dict[str, Route] = {}
+        self._under_way: Counter[Address] = Counter()
+
+    def set(self, route: Route) -> None:
+        """Answer for this name by this route from now on."""
+        with self._lock:
+            self._routes[route.name] = route
+
+    def remove(self, name: str) -> None:
+        """Take no more requests for the name; those under way go on."""
+        with self._lock:
+            self._routes.pop(name, None)
+
+    def listed(self) -> list[Route]:
+        """Return every route by name."""
+        with self._lock:
+            return [self._routes[name] for name in sorted(self._routes)]
+
+    def find(self, name: str) -> Route | None:
+        """Return the route of a model name."""
+        with self._lock:
+            return self._routes.get(name)
+
+    @contextlib.contextmanager
+    def using(self, route: Route) -> Iterator[None]:
+        """Count a request as under way to the server of `route`."""
+        with self._lock:
+            self._under_way[route.address] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way[route.address] -= 1
+
+    def under_way(self, address: Address) -> int:
+        """Return how many requests a server is answering."""
+        with self._lock:
+            return self._under_way[address]
