@@ -48,17 +48,26 @@ class Routes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._routes: dict[str, Route] = {}
-        self._under_way: Counter[Address] = Counter()
+        self._away: dict[str, str] = {}
+        self._under_way: Counter[str] = Counter()
 
     def set(self, route: Route) -> None:
         """Answer for this name by this route from now on."""
         with self._lock:
             self._routes[route.name] = route
+            self._away.pop(route.name, None)
+
+    def hold(self, name: str, why: str) -> None:
+        """Take no requests for the name for now; `why` is a sentence for those who ask."""
+        with self._lock:
+            self._routes.pop(name, None)
+            self._away[name] = why
 
     def remove(self, name: str) -> None:
         """Take no more requests for the name; those under way go on."""
         with self._lock:
             self._routes.pop(name, None)
+            self._away.pop(name, None)
 
     def listed(self) -> list[Route]:
         """Return every route by name."""
@@ -70,18 +79,25 @@ class Routes:
         with self._lock:
             return self._routes.get(name)
 
+    def why_away(self, name: str) -> str | None:
+        """Return why nobody answers for a name that is deployed, or None."""
+        with self._lock:
+            return self._away.get(name)
+
     @contextlib.contextmanager
     def using(self, route: Route) -> Iterator[None]:
-        """Count a request as under way to the server of `route`."""
+        """Count a request as under way to the model of `route`."""
         with self._lock:
-            self._under_way[route.address] += 1
+            self._under_way[route.name] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._under_way[route.address] -= 1
+                self._under_way[route.name] -= 1
+                if not self._under_way[route.name]:
+                    del self._under_way[route.name]
 
-    def under_way(self, address: Address) -> int:
-        """Return how many requests a server is answering."""
+    def under_way(self, name: str) -> int:
+        """Return how many requests for the name are being answered."""
         with self._lock:
-            return self._under_way[address]
+            return self._under_way[name]
