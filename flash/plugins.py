@@ -63,6 +63,7 @@ KNOWN_DISTRIBUTIONS: Final[Mapping[tuple[str, str], str]] = {
     ("reward", "math"): "flash-reward-standard",
     ("reward", "python"): "flash-reward-standard",
     ("reward", "regex"): "flash-reward-standard",
+    ("serving", "transformers"): "flash-serving-transformers",
     ("sink", "tensorboard"): "flash-sink-tensorboard",
     ("sink", "wandb"): "flash-sink-wandb",
     ("sink", "webhook"): "flash-sink-webhook",
