@@ -26,7 +26,7 @@ from flash.plane.lock import locked
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration, so that opening a database that has it costs no import of Alembic."""
 
 _BUSY_TIMEOUT_S = 30
@@ -128,6 +128,62 @@ notices = sa.Table(
     sa.Column("not_before_s", sa.Float, index=True),
     sa.Column("delivered_s", sa.Float),
     sqlite_autoincrement=True,
+)
+
+# What is to be served, and how far that is.
+deployments = sa.Table(
+    "deployments",
+    metadata,
+    # What clients call the model: `<run>` for its final adapter, or `<run>/step-N`.
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("run", sa.Text, sa.ForeignKey("runs.id"), nullable=False, index=True),
+    sa.Column("step", sa.Integer),
+    # Of the manifest of what was copied to be served.
+    sa.Column("digest", sa.Text, nullable=False),
+    sa.Column("model", sa.JSON, nullable=False),
+    sa.Column("backend", sa.Text, nullable=False),
+    sa.Column("settings", sa.JSON, nullable=False),
+    sa.Column("thinking", sa.Boolean, nullable=False),
+    sa.Column("stop", sa.JSON, nullable=False),
+    sa.Column("allow_drift", sa.Boolean, nullable=False),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    # Grows with everything that a person asks of it: who acts for an earlier one changes nothing.
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("error", sa.Text),
+    sa.Column("hint", sa.Text),
+    sa.Column("report", sa.JSON(none_as_null=True)),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("updated_s", sa.Float, nullable=False),
+)
+
+gateway_keys = sa.Table(
+    "gateway_keys",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    # The key itself is nowhere but with who was given it.
+    sa.Column("sha256", sa.Text, nullable=False),
+    # Its first characters, by which people know it.
+    sa.Column("prefix", sa.Text, nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("revoked_s", sa.Float),
+)
+
+usage = sa.Table(
+    "usage",
+    metadata,
+    # Of the request, so that it counts once.
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("time_s", sa.Float, nullable=False, index=True),
+    # NULL for the base model itself.
+    sa.Column("deployment", sa.Text),
+    sa.Column("base", sa.Text, nullable=False),
+    # The name of the key.
+    sa.Column("key", sa.Text, nullable=False),
+    sa.Column("prompt_tokens", sa.Integer, nullable=False),
+    # Of the prompt's, those that the server had not to compute.
+    sa.Column("cached_tokens", sa.Integer, nullable=False),
+    sa.Column("completion_tokens", sa.Integer, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
 )
 
 
