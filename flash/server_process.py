@@ -175,7 +175,7 @@ class ServerProcess:
             return False
 
     def _send(self, method: str, path: str, content: Any, silence_s: float) -> tuple[int, bytes]:
-        connection = _UnixConnection(self._socket, silence_s)
+        connection = UnixConnection(self._socket, silence_s)
         try:
             headers = {
                 "Authorization": f"Bearer {self._key}",
@@ -198,12 +198,15 @@ def _private_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="flash-serve-", dir=where or "/tmp"))  # noqa: S108 - only the folder made there is used
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class UnixConnection(http.client.HTTPConnection):
+    """A connection to the server that listens on a Unix socket."""
+
     def __init__(self, path: Path, silence_s: float) -> None:
         super().__init__("localhost", timeout=silence_s)
         self._path = str(path)
 
     def connect(self) -> None:
+        """Connect to the socket; `http.client` calls it."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)

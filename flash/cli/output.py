@@ -2,6 +2,7 @@
 The one place that prints.
 
     out("saved", bold=True)           a line on stdout
+    flow("the fir")                   a piece of a text that comes bit by bit
     marked([("said: ", False), ("yes", True)])   one text, parts of it marked
     note("starting the supervisor")   a line on stderr: progress, notices
     warn("…", hint="…")               `warning:` and `hint:` lines on stderr
@@ -80,6 +81,14 @@ def out(text: str = "", *, fg: str | None = None, bold: bool = False, dim: bool 
     if (fg or bold or dim) and _colours(sys.stdout):
         text = click.style(text, fg=fg, bold=bold or None, dim=dim or None)
     click.echo(text)
+
+
+def flow(text: str, *, dim: bool = False, err: bool = False) -> None:
+    """Print a piece of a text that comes bit by bit, at once; the caller ends the line."""
+    shown = clean(text)
+    if dim and _colours(sys.stderr if err else sys.stdout):
+        shown = click.style(shown, dim=True)
+    click.echo(shown, nl=False, err=err)
 
 
 def marked(pieces: Iterable[tuple[str, bool]]) -> None:
