@@ -157,7 +157,7 @@ class Bench:
 
     def idle(self) -> bool:
         """Say whether no supervisor holds the lock."""
-        lock = try_lock(daemon.lock_path(self.home))
+        lock = try_lock(daemon.SUPERVISOR.lock_path(self.home))
         if lock is None:
             return False
         os.close(lock)
@@ -174,7 +174,7 @@ class Bench:
         )
 
     def describe(self, run: str) -> str:
-        log = daemon.log_path(self.home)
+        log = daemon.SUPERVISOR.log_path(self.home)
         attempts = self.plane.attempts(run)
         return "\n".join(
             [

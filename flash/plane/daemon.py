@@ -1,18 +1,21 @@
 """
-Having a supervisor when there is something to supervise: one process, told by its lock.
+The processes of a home that work without a terminal, one of each: told by its lock.
 
 Whoever finds the lock free and work waiting takes the lock, starts the process and lets it
-inherit the lock, so that it is never free in between and two can never be started. A supervisor
-that leaves for want of work looks once more after it has let go; a run that is submitted at that
-moment is seen by one of the two.
+inherit the lock, so that it is never free in between and two can never be started. One that
+leaves for want of work looks once more after it has let go; what is asked at that moment is seen
+by one of the two.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+import attrs
 
 from flash.files import store_error
 from flash.plane.lock import try_lock
@@ -23,56 +26,120 @@ if TYPE_CHECKING:
 
     from flash.home import FlashHome
 
-SUPERVISOR = (sys.executable, "-P", "-m", "flash.plane.supervisor")
-LOCK_VARIABLE = "FLASH_SUPERVISOR_LOCK"
-"""Holds the number of the inherited lock's descriptor."""
-
 _LOG_BYTES = 1 << 20
 
 
-def lock_path(home: FlashHome) -> Path:
-    """Return the file whose lock the supervisor holds; made with the home."""
-    return home.folder() / "supervisor.lock"
+@attrs.frozen
+class Daemon:
+    """One kind of process: its name, and the module that it runs."""
 
+    name: str
+    module: str
 
-def log_path(home: FlashHome) -> Path:
-    """Return the supervisor's log."""
-    return home.folder() / "supervisor.log"
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What starts it."""
+        return (sys.executable, "-P", "-m", self.module)
 
+    def lock_path(self, home: FlashHome) -> Path:
+        """Return the file whose lock it holds; made with the home."""
+        return home.folder() / f"{self.name}.lock"
 
-def start_supervisor(
-    home: FlashHome, command: Sequence[str] = SUPERVISOR
-) -> subprocess.Popen[bytes] | None:
-    """
-    Start a supervisor unless one is there; return its process where one was started.
+    def log_path(self, home: FlashHome) -> Path:
+        """Return its log."""
+        return home.folder() / f"{self.name}.log"
 
-    It is detached: a session of its own, no terminal, its log in the home. It keeps this
-    process's environment, where providers find their credentials.
-    """
-    lock = try_lock(lock_path(home))
-    if lock is None:
-        return None
-    path = log_path(home)
-    try:
-        _rotate(path)
-        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def start(
+        self, home: FlashHome, command: Sequence[str] | None = None
+    ) -> subprocess.Popen[bytes] | None:
+        """
+        Start it unless it is there; return its process where it was started.
+
+        It is detached: a session of its own, no terminal, its log in the home. It keeps this
+        process's environment, where plugins find their credentials.
+        """
+        lock = try_lock(self.lock_path(home))
+        if lock is None:
+            return None
+        path = self.log_path(home)
         try:
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                env={**os.environ, "FLASH_HOME": str(home.root), LOCK_VARIABLE: str(lock)},
-                pass_fds=(lock,),
-                start_new_session=True,
-            )
+            _rotate(path)
+            log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                return subprocess.Popen(
+                    self.command if command is None else command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    env={**os.environ, "FLASH_HOME": str(home.root), self._variable: str(lock)},
+                    pass_fds=(lock,),
+                    start_new_session=True,
+                )
+            finally:
+                os.close(log)
+        except OSError as error:
+            raise store_error(f"start the {self.name} with its log", path, error) from error
         finally:
-            os.close(log)
-    except OSError as error:
-        raise store_error("start the supervisor with its log", path, error) from error
-    finally:
-        os.close(lock)
+            os.close(lock)
+
+    def handed_over(self) -> int | None:
+        """Return the lock that this process inherited, or None where it was started by hand."""
+        found = os.environ.pop(self._variable, None)
+        if found is None:
+            return None
+        os.set_inheritable(int(found), False)  # noqa: FBT003 - the standard library's signature
+        return int(found)
+
+    def runs(self, home: FlashHome) -> bool:
+        """Say whether there is one now."""
+        lock = try_lock(self.lock_path(home))
+        if lock is not None:
+            os.close(lock)
+        return lock is None
+
+    def logger(self, home: FlashHome, *, by_hand: bool) -> Any:
+        """Return a logger to stderr, which is the log unless it runs by hand, and to the log."""
+        import structlog
+
+        try:
+            written = self.log_path(home).open("a", encoding="utf-8") if by_hand else None
+        except OSError as error:
+            raise store_error("open", self.log_path(home), error) from error
+        return structlog.wrap_logger(
+            _Lines(sys.stderr, written) if written else _Lines(sys.stderr),
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso"),
+                structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger("info"),
+        )
+
+    @property
+    def _variable(self) -> str:
+        """Holds the number of the inherited lock's descriptor."""
+        return f"FLASH_{self.name.upper()}_LOCK"
+
+
+SUPERVISOR: Final = Daemon("supervisor", "flash.plane.supervisor")
+GATEWAY: Final = Daemon("gateway", "flash.gateway.process")
+
+
+class _Lines:
+    """Writes each line to every stream at once, for structlog."""
+
+    def __init__(self, *streams: TextIO) -> None:
+        self._streams = streams
+
+    def msg(self, line: str) -> None:
+        for stream in self._streams:
+            # A disk that is full must not end the work for the sake of its log.
+            with contextlib.suppress(OSError):
+                stream.write(f"{line}\n")
+                stream.flush()
+
+    info = warning = error = msg
 
 
 def _rotate(path: Path) -> None:

@@ -17,7 +17,7 @@ import attrs
 
 from flash.environ import worker_environment
 from flash.errors import StoreError, UsageError
-from flash.plane import daemon
+from flash.plane.daemon import SUPERVISOR
 from flash.plane.database import Database
 from flash.plane.ids import LAST, is_run_id, read_prefix
 from flash.plane.outbox import Outbox
@@ -72,7 +72,7 @@ class Plane:
         home: FlashHome,
         *,
         environ: Mapping[str, str] | None = None,
-        supervisor: Sequence[str] = daemon.SUPERVISOR,
+        supervisor: Sequence[str] = SUPERVISOR.command,
     ) -> None:
         self._home = home
         self._environ = os.environ if environ is None else environ
@@ -279,11 +279,11 @@ class Plane:
 
     def _start_supervisor(self) -> None:
         if self._started is not None and (self._started.poll() or 0) > 0:
-            log = daemon.log_path(self._home)
+            log = SUPERVISOR.log_path(self._home)
             said = "\n".join(tail_lines(log, 1))
             message = f"the supervisor ended with exit code {self._started.returncode}: {said}"
             raise StoreError(message, hint=f"its log: {log}")
-        started = daemon.start_supervisor(self._home, self._supervisor)
+        started = SUPERVISOR.start(self._home, self._supervisor)
         self._started = started or self._started
 
     def _path(self, run: str) -> Path:

@@ -8,18 +8,16 @@ facts. Its log is `supervisor.log` in the home, or the terminal when it is run b
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from flash.errors import FlashError
-from flash.files import store_error
 from flash.home import FlashHome
 from flash.plane.calls import Calls
-from flash.plane.daemon import LOCK_VARIABLE, lock_path, log_path
+from flash.plane.daemon import SUPERVISOR
 from flash.plane.database import Database
 from flash.plane.lock import try_lock
 from flash.plane.machine import FINAL
@@ -135,13 +133,13 @@ class Supervisor:
 
 def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER, idle_s: float = IDLE_S) -> None:
     """Take the lock, or the one that was handed over, and supervise until there is no work."""
-    handed_over = os.environ.pop(LOCK_VARIABLE, None)
-    log = _log(home, by_hand=handed_over is None)
-    lock = try_lock(lock_path(home)) if handed_over is None else int(handed_over)
+    lock = SUPERVISOR.handed_over()
+    log = SUPERVISOR.logger(home, by_hand=lock is None)
+    if lock is None:
+        lock = try_lock(SUPERVISOR.lock_path(home))
     if lock is None:
         log.info("another supervisor is running already", home=str(home.root))
         return
-    os.set_inheritable(lock, False)  # noqa: FBT003 - the standard library's signature
     log.info("supervising", home=str(home.root), pid=os.getpid())
     try:
         supervisor = Supervisor(home, log, worker=worker, idle_s=idle_s)
@@ -149,46 +147,11 @@ def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER, idle_s: float 
             supervisor.run()
             os.close(lock)
             # Whoever submitted just before saw the lock held, and counts on us.
-            lock = try_lock(lock_path(home)) if supervisor.has_work() else None
+            lock = try_lock(SUPERVISOR.lock_path(home)) if supervisor.has_work() else None
     except FlashError as error:
         log.error("cannot go on", error=error.message, hint=error.hint)  # noqa: TRY400 - a sentence
         sys.exit(error.exit_code)
     log.info("nothing left to do")
-
-
-class _Lines:
-    """Writes each line to every stream at once, for structlog."""
-
-    def __init__(self, *streams: TextIO) -> None:
-        self._streams = streams
-
-    def msg(self, line: str) -> None:
-        for stream in self._streams:
-            # A disk that is full must not end supervision for the sake of its log.
-            with contextlib.suppress(OSError):
-                stream.write(f"{line}\n")
-                stream.flush()
-
-    info = warning = error = msg
-
-
-def _log(home: FlashHome, *, by_hand: bool) -> Any:
-    """Return a logger to stderr, which is the log unless we were started by hand, and the log."""
-    import structlog
-
-    try:
-        written = log_path(home).open("a", encoding="utf-8") if by_hand else None
-    except OSError as error:
-        raise store_error("open", log_path(home), error) from error
-    return structlog.wrap_logger(
-        _Lines(sys.stderr, written) if written else _Lines(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
-    )
 
 
 def main() -> None:

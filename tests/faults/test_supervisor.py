@@ -35,7 +35,7 @@ def quiet(fresh_bench):
 def test_a_log_that_no_disk_takes_holds_up_no_run(quiet):
     run = quiet.submit("say('done', steps=1)")
     quiet.until(quiet.idle)
-    log = daemon.log_path(quiet.home)
+    log = daemon.SUPERVISOR.log_path(quiet.home)
     log.unlink(missing_ok=True)
     log.symlink_to("/dev/full")
     quiet.plane = quiet.open()
@@ -54,7 +54,7 @@ def test_what_cannot_be_swept_holds_up_no_run(quiet):
     quiet.plane.supervise()
 
     assert quiet.wait(run).state == "done"
-    assert "not swept" in daemon.log_path(quiet.home).read_text()
+    assert "not swept" in daemon.SUPERVISOR.log_path(quiet.home).read_text()
     (quiet.home.folder("secrets") / "0zzzzzzzz.json").rmdir()
 
 
@@ -106,7 +106,7 @@ def test_two_supervisors_whose_lock_somebody_removed_start_each_run_once(quiet):
     for _ in range(2):
         both.append(supervise_by_hand(quiet))
         quiet.until(lambda: not quiet.idle())
-        daemon.lock_path(quiet.home).unlink()
+        daemon.SUPERVISOR.lock_path(quiet.home).unlink()
     try:
         for run in runs:
             assert quiet.wait(run).state == "done"
@@ -125,7 +125,7 @@ def test_a_database_that_is_replaced_under_the_supervisor_ends_it_with_the_reaso
     quiet.submit(LIVES, memory_gib=1e6)
     quiet.until(quiet.idle)
     supervisor = supervise_by_hand(quiet, stderr=subprocess.PIPE)
-    quiet.until(lambda: "waiting" in daemon.log_path(quiet.home).read_text())
+    quiet.until(lambda: "waiting" in daemon.SUPERVISOR.log_path(quiet.home).read_text())
     for file in quiet.home.root.glob("flash.db*"):
         file.unlink()
 

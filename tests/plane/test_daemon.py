@@ -49,7 +49,7 @@ def test_it_leaves_when_there_is_nothing_left_to_do(fresh_bench):
 
     fresh_bench.until(fresh_bench.idle)
     fresh_bench.until(lambda: supervisors(fresh_bench) == [])
-    assert "nothing left to do" in daemon.log_path(fresh_bench.home).read_text()
+    assert "nothing left to do" in daemon.SUPERVISOR.log_path(fresh_bench.home).read_text()
 
 
 def test_many_who_want_one_get_one(fresh_bench):
@@ -73,14 +73,14 @@ def test_a_second_supervisor_says_so_and_leaves(fresh_bench):
 
     assert second.returncode == 0
     assert b"another supervisor is running already" in said
-    assert "running already" in daemon.log_path(fresh_bench.home).read_text()
+    assert "running already" in daemon.SUPERVISOR.log_path(fresh_bench.home).read_text()
     assert len(supervisors(fresh_bench)) == 1
 
 
 def test_a_supervisor_outlives_the_process_group_that_started_it(fresh_bench):
     program = (
         "import sys; from flash.home import FlashHome; from flash.plane import daemon\n"
-        f"daemon.start_supervisor(FlashHome.from_environment(), {fresh_bench.supervisor!r})\n"
+        f"daemon.SUPERVISOR.start(FlashHome.from_environment(), {fresh_bench.supervisor!r})\n"
         "import os, signal; os.killpg(0, signal.SIGKILL)\n"
     )
     fresh_bench.plane = fresh_bench.open(supervisor=(sys.executable, "-c", ""))
@@ -102,7 +102,7 @@ def test_a_supervisor_outlives_the_process_group_that_started_it(fresh_bench):
 
 
 def test_a_log_that_has_grown_is_put_aside(fresh_bench):
-    log = daemon.log_path(fresh_bench.home)
+    log = daemon.SUPERVISOR.log_path(fresh_bench.home)
     log.write_bytes(b"x" * (daemon._LOG_BYTES + 1))
 
     fresh_bench.wait(fresh_bench.submit(""))
@@ -145,5 +145,5 @@ def test_a_run_submitted_while_the_supervisor_leaves_is_not_forgotten(fresh_benc
         fresh_bench.wait(run)
         time.sleep(moment / 100)
 
-    log = daemon.log_path(fresh_bench.home).read_text()
+    log = daemon.SUPERVISOR.log_path(fresh_bench.home).read_text()
     assert log.count("nothing left to do") > 3

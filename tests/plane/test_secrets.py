@@ -117,5 +117,5 @@ def test_the_supervisors_log_tells_no_value(bench):
     os.kill(pid, signal.SIGKILL)
     bench.started(run, 2)
 
-    assert run in daemon.log_path(bench.home).read_text()
-    assert CANARY not in daemon.log_path(bench.home).read_text()
+    assert run in daemon.SUPERVISOR.log_path(bench.home).read_text()
+    assert CANARY not in daemon.SUPERVISOR.log_path(bench.home).read_text()

@@ -154,7 +154,7 @@ def test_two_supervisors_of_one_home_launch_once(fresh_bench):
     """Only possible where somebody removed the lock; the database keeps them apart then."""
     stuck = fresh_bench.submit(SLEEP)
     fresh_bench.started(stuck)
-    daemon.lock_path(fresh_bench.home).unlink()
+    daemon.SUPERVISOR.lock_path(fresh_bench.home).unlink()
     fresh_bench.plane.supervise()
 
     runs = [fresh_bench.submit("note_pid()") for _ in range(5)]

@@ -137,7 +137,7 @@ class World:
     def run(self, steps: int) -> None:
         """Live for `steps` steps, and then until everything is over."""
         self._steps = steps
-        start = mock.patch("flash.plane.daemon.start_supervisor", self._want_supervisor)
+        start = mock.patch("flash.plane.daemon.Daemon.start", self._want_supervisor)
         try:
             with start, contextlib.suppress(Over):
                 self._act(self._submit)
