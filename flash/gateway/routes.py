@@ -29,6 +29,7 @@ class Route:
         stop: the stop sequences of training, where a request has none.
         fields: of requests that the server honours (`ServingPlugin.fields`).
         context_tokens: most tokens of prompt and answer together.
+        backend: the serving plugin's name, for those whose request it does not honour.
 
     """
 
@@ -40,6 +41,7 @@ class Route:
     stop: tuple[str, ...]
     fields: frozenset[str]
     context_tokens: int
+    backend: str = "the server"
 
 
 class Routes:
