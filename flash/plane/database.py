@@ -171,19 +171,19 @@ gateway_keys = sa.Table(
 usage = sa.Table(
     "usage",
     metadata,
-    # Of the request, so that it counts once.
-    sa.Column("id", sa.Text, primary_key=True),
+    # The request's id, so that it counts once.
+    sa.Column("request", sa.Text, primary_key=True),
     sa.Column("time_s", sa.Float, nullable=False, index=True),
-    # NULL for the base model itself.
-    sa.Column("deployment", sa.Text),
+    # The model that was asked for: a deployment, or a base model.
+    sa.Column("deployment", sa.Text, nullable=False),
     sa.Column("base", sa.Text, nullable=False),
     # The name of the key.
     sa.Column("key", sa.Text, nullable=False),
     sa.Column("prompt_tokens", sa.Integer, nullable=False),
-    # Of the prompt's, those that the server had not to compute.
+    # Of the prompt's: the server had them from an earlier request.
     sa.Column("cached_tokens", sa.Integer, nullable=False),
     sa.Column("completion_tokens", sa.Integer, nullable=False),
-    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("status", sa.Text, nullable=False),
 )
 
 

@@ -21,9 +21,9 @@ _ADD: Final = tables.usage.insert().prefix_with("OR IGNORE")
 
 @attrs.frozen(kw_only=True)
 class Used:
-    """What was used of one model with one key; `deployment` is None for the base model itself."""
+    """What was used of one model with one key; of a base model, `deployment` is its id too."""
 
-    deployment: str | None
+    deployment: str
     base: str
     key: str
     requests: int

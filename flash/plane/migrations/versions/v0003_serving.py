@@ -45,13 +45,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "usage",
-        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("request", sa.Text, primary_key=True),
         sa.Column("time_s", sa.Float, nullable=False, index=True),
-        sa.Column("deployment", sa.Text),
+        sa.Column("deployment", sa.Text, nullable=False),
         sa.Column("base", sa.Text, nullable=False),
         sa.Column("key", sa.Text, nullable=False),
         sa.Column("prompt_tokens", sa.Integer, nullable=False),
         sa.Column("cached_tokens", sa.Integer, nullable=False),
         sa.Column("completion_tokens", sa.Integer, nullable=False),
-        sa.Column("status", sa.Integer, nullable=False),
+        sa.Column("status", sa.Text, nullable=False),
     )
