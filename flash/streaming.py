@@ -26,6 +26,7 @@ from flash.server_process import UnixConnection
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from flash.gateway.reasoning import Splitter
     from flash.values import Address
 
 SILENCE_S: Final = 600.0
@@ -69,11 +70,14 @@ class Reply:
         reasoning: what was thought before it, where the server tells it apart.
         finish_reason: why the model ended; None while it has not.
         prompt_tokens, completion_tokens: as the server counts them, once it says so.
+        splitter: tells the reasoning apart where the server does not, as a backend without a
+            gateway before it.
 
     """
 
     address: Address
     body: Mapping[str, Any]
+    splitter: Splitter | None = None
     content: str = ""
     reasoning: str = ""
     finish_reason: str | None = None
@@ -87,6 +91,8 @@ class Reply:
             response = _open(connection, self.address, body)
             for event in _events(response):
                 yield from self._take(event)
+            if self.splitter:
+                yield from self._said(*self.splitter.end())
 
     def _take(self, event: Mapping[str, Any]) -> Iterator[Piece]:
         if "error" in event:
@@ -96,13 +102,19 @@ class Reply:
         self.completion_tokens = usage.get("completion_tokens", self.completion_tokens)
         for choice in event.get("choices") or ():
             delta = choice.get("delta") or {}
-            if thought := delta.get("reasoning_content"):
-                self.reasoning += thought
-                yield Piece(thought, reasoning=True)
-            if text := delta.get("content"):
-                self.content += text
-                yield Piece(text)
+            thought, text = delta.get("reasoning_content") or "", delta.get("content") or ""
+            if self.splitter:
+                thought, text = self.splitter.feed(text)
+            yield from self._said(thought, text)
             self.finish_reason = choice.get("finish_reason") or self.finish_reason
+
+    def _said(self, thought: str, text: str) -> Iterator[Piece]:
+        self.reasoning += thought
+        self.content += text
+        if thought:
+            yield Piece(thought, reasoning=True)
+        if text:
+            yield Piece(text)
 
 
 def _connection(address: Address) -> http.client.HTTPConnection:

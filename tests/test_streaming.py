@@ -6,6 +6,7 @@ import pytest
 from chat_server import Server, chunk, streamed
 
 from flash.errors import FlashError
+from flash.gateway.reasoning import Splitter
 from flash.streaming import Piece, Refused, Reply, Unreachable
 from flash.values import Address
 
@@ -42,6 +43,22 @@ def test_pieces_come_in_order_and_what_they_come_to_is_kept(server):
     assert pieces == [Piece("hm", reasoning=True), Piece("Good "), Piece("day")]
     assert (reply.reasoning, reply.content, reply.finish_reason) == ("hm", "Good day", "stop")
     assert (reply.prompt_tokens, reply.completion_tokens) == (5, 3)
+
+
+def test_a_backends_trace_is_told_apart_from_its_answer(server):
+    says(server, chunk("<thi"), chunk("nk>hm"), chunk("</think>\n\n"), chunk("So", "stop"))
+    reply = Reply(Address(server.url, "the-key"), BODY, splitter=Splitter(opened=False))
+
+    assert list(reply) == [Piece("hm", reasoning=True), Piece("So")]
+    assert (reply.reasoning, reply.content) == ("hm", "So")
+
+
+def test_a_trace_without_an_end_is_all_there_is(server):
+    says(server, chunk("hm and"), chunk(" hm</th", "length"))
+    reply = Reply(Address(server.url, "the-key"), BODY, splitter=Splitter(opened=True))
+
+    assert "".join(piece.text for piece in reply if piece.reasoning) == "hm and hm</th"
+    assert reply.content == ""
 
 
 def test_the_request_is_a_stream_with_usage_and_carries_the_key_in_its_header(server):
