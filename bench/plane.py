@@ -30,6 +30,7 @@ from typing import Any
 
 import attrs
 import psutil
+from figures import middle, others_at_work, quantile
 from machine import RESULTS, machine, save
 
 from flash.environments import folder_digest
@@ -423,30 +424,15 @@ def fsync_ms(folder: Path) -> float:
 # Figures.
 
 
-def middle(values: list[float], digits: int = 2) -> dict[str, float]:
-    """Return the median with the least and the most."""
-    return {
-        "median": round(statistics.median(values), digits),
-        "least": round(min(values), digits),
-        "most": round(max(values), digits),
-        "rounds": len(values),
-    }
-
-
 def quantiles(values: list[float]) -> dict[str, float]:
     """Return how long half and 99 in 100 took at most, and the longest."""
     ordered = sorted(values)
     return {
         "p50": round(statistics.median(ordered), 3),
-        "p99": round(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 3),
+        "p99": round(quantile(ordered, 0.99), 3),
         "most": round(ordered[-1], 3),
         "changes": len(ordered),
     }
-
-
-def others_at_work() -> float:
-    """Return the load of the last minutes: above 1 or 2, something else was measured with."""
-    return round(os.getloadavg()[1], 1)
 
 
 def disk() -> str:
