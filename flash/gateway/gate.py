@@ -1,0 +1,290 @@
+"""
+The gate of a deploy: whether a server serves what was trained, before any client reaches it.
+
+    check   before anything is loaded: every byte as it was saved, an adapter of this base model
+    prove   on the live server: the tokens of training's chat template, the golden set's
+            log-probabilities, and a first answer over the address that requests go to
+
+What is found goes into a report, figures and seconds, whether or not it holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import math
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import attrs
+
+from flash.adapters import Adapter, check_fits, read_adapter
+from flash.errors import FlashError, StoreError
+from flash.files import sha256
+from flash.parity import GoldenSet, compare
+from flash.plugins import boundary
+from flash.server_process import UnixConnection
+from flash.worker.checkpoints import MANIFEST, damaged_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from flash.contracts import ServingBackend
+    from flash.parity import Golden, Parity
+    from flash.plane.deployments import Deployment
+    from flash.values import Address, ServedAdapter
+
+SMOKE_TOKENS: Final = 16
+SMOKE_S: Final = 120.0
+"""How long the first answer may take; a server that is busy makes it wait."""
+
+SAME_TOKEN: Final = 0.05
+"""Nats: a greedy token as likely as the golden one is taken for the same token."""
+
+_SHOWN: Final = 300
+
+
+class NotServed(FlashError):
+    """What the gate refuses; `report` has the figures."""
+
+    def __init__(self, message: str, *, hint: str | None, report: Mapping[str, Any]) -> None:
+        super().__init__(message, hint=hint)
+        self.report = report
+
+
+@attrs.frozen
+class Checked:
+    """An adapter that may be loaded, and the golden set that it will be known by."""
+
+    adapter: Adapter
+    golden: GoldenSet | None
+
+
+@attrs.define
+class Report:
+    """What the gate has found so far; `seconds` of each step."""
+
+    parity: Parity | None = None
+    golden: bool = False
+    prompts: int = 0
+    drift_allowed: bool = False
+    smoke: Mapping[str, Any] | None = None
+    seconds: dict[str, float] = attrs.field(factory=dict)
+
+    @contextlib.contextmanager
+    def timing(self, step: str) -> Iterator[None]:
+        """Note how long a step took, also one that fails."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[step] = round(time.monotonic() - started, 3)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data; a figure that is no finite number is None."""
+        parity = None
+        if self.parity is not None:
+            figures = attrs.asdict(self.parity).items()
+            parity = {name: value if math.isfinite(value) else None for name, value in figures}
+            parity["holds"] = self.parity.holds
+            parity["proves_identity"] = self.parity.proves_identity
+        return {
+            "golden": self.golden,
+            "prompts": self.prompts,
+            "parity": parity,
+            "drift_allowed": self.drift_allowed,
+            "smoke": self.smoke,
+            "seconds": self.seconds,
+        }
+
+
+def check(deployment: Deployment, folder: Path, base: Path) -> Checked:
+    """
+    Return what is known of the adapter in `folder`, for the base model in `base`.
+
+    Raises `FlashError` for a file that is not as it was saved, and for an adapter that does not
+    fit; nothing was loaded then.
+    """
+    damaged = damaged_file(folder)
+    if damaged is None and sha256(folder / MANIFEST) != deployment.digest:
+        damaged = MANIFEST
+    if damaged is not None:
+        raise StoreError(
+            f"{folder / damaged} is not what was deployed: it has changed since",
+            hint=f"copy it anew: flash undeploy {deployment.id}, then flash deploy it again",
+        )
+    adapter = read_adapter(folder)
+    check_fits(adapter, base)
+    return Checked(adapter, GoldenSet.read(folder))
+
+
+class Gate:
+    """The proof of one adapter on one live server; `report` grows with it."""
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        golden: GoldenSet | None,
+        backend: ServingBackend,
+        address: Address,
+        *,
+        log_probs: bool,
+    ) -> None:
+        """`log_probs` says whether the server's answers carry them."""
+        self.report = Report(golden=golden is not None)
+        self._deployment = deployment
+        self._golden = golden
+        self._backend = backend
+        self._address = address
+        self._log_probs = log_probs
+
+    def load(self, adapter: ServedAdapter) -> None:
+        """Load it."""
+        with self.report.timing("load"), boundary(self._deployment.backend, "load"):
+            self._backend.load(adapter)
+
+    def prove(self) -> None:
+        """Hold what is loaded against training; raises `NotServed`, and what the backend raises."""
+        if self._golden is not None and self._golden.prompts:
+            self.report.prompts = len(self._golden.prompts)
+            with self.report.timing("template"):
+                for number, one in enumerate(self._golden.prompts, 1):
+                    self._check_template(number, one)
+            with self.report.timing("parity"):
+                self._check_parity(self._golden)
+        with self.report.timing("smoke"):
+            self._smoke(self._golden.prompts[0] if self.report.prompts and self._golden else None)
+
+    def _check_template(self, number: int, one: Golden) -> None:
+        thinking = self._deployment.thinking
+        with boundary(self._deployment.backend, "tokens"):
+            found = list(
+                self._backend.tokens(
+                    self._deployment.id, one.messages, tools=one.tools, thinking=bool(thinking)
+                )
+            )
+        wanted = list(one.prompt)
+        if found == wanted:
+            return
+        pairs = enumerate(zip(found, wanted, strict=False))
+        shared = min(len(found), len(wanted))
+        at = next((index for index, (a, b) in pairs if a != b), shared)
+        raise self._refused(
+            f"the server's chat template is not that of training: of golden prompt {number} it "
+            f"makes {len(found)} tokens, training made {len(wanted)}; they differ from token "
+            f"{at + 1} on",
+            "the tokenizer or chat template of the base model's folder, or `thinking`, is another",
+        )
+
+    def _check_parity(self, golden: GoldenSet) -> None:
+        parity = compare(
+            golden, self._replay(self._deployment.id), self._replay(self._deployment.model["id"])
+        )
+        self.report.parity = parity
+        if parity.holds:
+            return
+        figures = (
+            f"its log-probabilities of {parity.tokens} golden tokens are off by "
+            f"{parity.mean:.2g} nats on average and {parity.largest:.2g} at most, where "
+            f"{parity.limit_mean:.2g} and {parity.limit_largest:.2g} are allowed (the bare base "
+            f"model: {parity.noise_mean:.2g} and {parity.noise_largest:.2g}; the adapter itself "
+            f"changes {parity.change_mean:.2g})"
+        )
+        if not all(math.isfinite(one) for one in (parity.mean, parity.noise_mean)):
+            raise self._refused(
+                f"the server does not say finite log-probabilities of the golden set: {figures}",
+                "the server computes nonsense: try another dtype or device in its settings",
+            )
+        if not self._deployment.allow_drift:
+            raise self._refused(
+                f"what is served is not what was trained: {figures}",
+                "--allow-drift serves it nevertheless",
+            )
+        self.report.drift_allowed = True
+
+    def _replay(self, model: str) -> Callable[[Sequence[int], Sequence[int]], Sequence[float]]:
+        def log_probs(prompt: Sequence[int], completion: Sequence[int]) -> Sequence[float]:
+            with boundary(self._deployment.backend, "log_probs"):
+                return self._backend.log_probs(model, prompt, completion)
+
+        return log_probs
+
+    def _smoke(self, one: Golden | None) -> None:
+        """Have a first answer over HTTP, as a client would get it."""
+        body: dict[str, Any] = {
+            "model": self._deployment.id,
+            "messages": one.messages if one else [{"role": "user", "content": "Hello"}],
+            "max_tokens": min(SMOKE_TOKENS, max(1, len(one.completion))) if one else SMOKE_TOKENS,
+            "temperature": 0,
+        }
+        if one and one.tools:
+            body["tools"] = one.tools
+        if self._log_probs:
+            body["logprobs"] = True
+        if self._deployment.thinking is not None:
+            body["chat_template_kwargs"] = {"enable_thinking": self._deployment.thinking}
+        status, answer = ask(self._address, "/chat/completions", body)
+        try:
+            if status != http.HTTPStatus.OK:
+                raise self._refused(f"its first answer is an error: {status} {_said(answer)}", None)
+            tokens = int(answer["usage"]["completion_tokens"])
+            entries = (answer["choices"][0].get("logprobs") or {}).get("content") or []
+            found = [float(entry["logprob"]) for entry in entries]
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise self._refused(
+                f"its first answer is no chat completion: {error!r}", None
+            ) from error
+        if tokens < 1 or (self._log_probs and not found):
+            raise self._refused("its first answer has no token", None)
+        if not all(map(math.isfinite, found)):
+            raise self._refused("its first answer has log-probabilities that are no numbers", None)
+        wanted = list(one.log_probs[: len(found)]) if one else []
+        agreeing = _agreeing(found, wanted)
+        self.report.smoke = {"tokens": tokens, "compared": len(wanted), "agreeing": agreeing}
+
+    def _refused(self, message: str, hint: str | None) -> NotServed:
+        return NotServed(message, hint=hint, report=self.report.to_json())
+
+
+def ask(
+    address: Address, path: str, body: Mapping[str, Any], *, silence_s: float = SMOKE_S
+) -> tuple[int, Any]:
+    """Return status and answer of a request to a server; raises `FlashError` where none comes."""
+    connection = (
+        UnixConnection(address.socket, silence_s)
+        if address.socket
+        else http.client.HTTPConnection(urlsplit(address.url).netloc, timeout=silence_s)
+    )
+    headers = {"Authorization": f"Bearer {address.key}", "Content-Type": "application/json"}
+    with contextlib.closing(connection):
+        try:
+            connection.request("POST", urlsplit(address.url).path + path, json.dumps(body), headers)
+            response = connection.getresponse()
+            said = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise FlashError(f"the server's address does not answer: {error!r}") from error
+    try:
+        return response.status, json.loads(said)
+    except ValueError:
+        return response.status, said.decode(errors="replace")
+
+
+def _said(answer: Any) -> str:
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return str(message)[:_SHOWN]
+
+
+def _agreeing(found: Sequence[float], wanted: Sequence[float]) -> int:
+    """
+    Return how many of the first greedy tokens are as likely as the golden ones.
+
+    The golden completion is greedy too: the same model gives the same tokens, of the same
+    likelihood, until two are as likely but for rounding.
+    """
+    pairs = zip(found, wanted, strict=False)
+    differing = (index for index, (a, b) in enumerate(pairs) if abs(a - b) > SAME_TOKEN)
+    return next(differing, min(len(found), len(wanted)))

@@ -1,0 +1,363 @@
+"""
+One backend server and the adapters on it: what is wanted of it, brought about step by step.
+
+A step is chosen from what is there now: the rows of the table, the live server, what is loaded on
+it. Nothing else is remembered that matters, so a gateway that was killed at any point goes on from
+the rows. Steps of one server come one after the other, each server has a thread of its own.
+
+    undeploying   its route goes, what is under way ends, it is unloaded; the last stops the server
+    deploying     checked; the server started; loaded, proved, routed
+    ready         its server is asked for its health; what does not answer is started anew
+
+What one adapter does wrong is its own failure. What the server does wrong is everybody's: it is
+started anew after 1, 2, 4 … s, and every adapter is loaded and proved again.
+"""
+
+from __future__ import annotations
+
+import collections
+import time
+import traceback
+from typing import TYPE_CHECKING, Final
+
+from flash.errors import FlashError, PluginError, SpecError, Unreachable, UsageError
+from flash.gateway.copies import adapter_folder, clear
+from flash.gateway.gate import Gate, NotServed, check
+from flash.gateway.live import Abandoned, Asking, Starter
+from flash.gateway.parts import Key
+from flash.gateway.trouble import explained
+from flash.values import ServedAdapter
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Sequence
+
+    from flash.gateway.bases import Base
+    from flash.gateway.gate import Checked
+    from flash.gateway.live import Live
+    from flash.gateway.parts import Parts
+    from flash.plane.deployments import Deployment
+
+    Which = tuple[str, int]
+    """A deployment as a person asked for it last: its id and its generation."""
+
+FIRST_TRIES: Final = 3
+"""Starts of a server that has never answered: what is wrong with it is seldom passing."""
+
+RESTARTS: Final = 5
+"""Restarts in a row of a server that has answered, without `sound_s` of health in between."""
+
+STRIKES: Final = 2
+"""An adapter at whose load or proof the server broke down so often is not loaded again."""
+
+MISSES: Final = 3
+"""A server that gave no sign of health so often in a row is taken for dead."""
+
+
+class Server:
+    """The server of all deployments of one key; `run` is a thread's work."""
+
+    def __init__(self, key: Key, parts: Parts, closing: threading.Event) -> None:
+        """Once `closing` is set, nothing is begun any more."""
+        self._key = key
+        self._parts = parts
+        self._times = parts.times
+        self._routes = parts.routes
+        self._closing = closing
+        self._log = parts.log.bind(server=key.name, base=key.base)
+        self._asking = Asking(key.backend, closing, parts.times.look_s)
+        self._starter = Starter(key, parts, self._asking)
+        self._live: Live | None = None
+        self._base: Base | None = None
+        self._checked: dict[Which, Checked] = {}
+        self._strikes: collections.Counter[Which] = collections.Counter()
+        self._draining: dict[str, float] = {}
+        self._has_answered = False
+        self._breakdowns = 0
+        self._not_before_s = 0.0
+
+    def run(self) -> None:
+        """Take steps until there is nothing left to do, or the gateway closes."""
+        while not self._closing.is_set():
+            stepped = False
+            try:
+                rows = self._rows()
+                if not rows and self._live is None:
+                    return
+                stepped = self.step(rows)
+            except Abandoned:
+                continue
+            except Exception as error:  # noqa: BLE001 - the disk, or a defect: it is looked at again
+                said = error.message if isinstance(error, FlashError) else traceback.format_exc()
+                self._log.error("trouble", error=said)
+            if not stepped:
+                self._closing.wait(self._times.look_s)
+        self._stop()
+
+    def step(self, rows: Sequence[Deployment]) -> bool:
+        """Take the next step for these deployments; say whether there was one."""
+        gone = [row for row in rows if row.wanted == "gone"]
+        wanted = [row for row in rows if row.wanted == "served"]
+        for row in gone:
+            self._routes.remove(row.id)
+        if self._unload_stale(wanted) or self._clear(gone):
+            return True
+        if not wanted:
+            return False
+        self._hold(wanted)
+        if self._live is None and time.monotonic() < self._not_before_s:
+            return False
+        return (
+            self._check_next(wanted)
+            or self._start(wanted)
+            or self._serve_next(wanted)
+            or self._look_after(wanted)
+        )
+
+    def _rows(self) -> list[Deployment]:
+        return [row for row in self._parts.deployments.wanted() if Key.of(row) == self._key]
+
+    # What is not wanted any more.
+
+    def _unload_stale(self, wanted: Sequence[Deployment]) -> bool:
+        """Unload what is not wanted any more, or anew; the last stops the server."""
+        live = self._live
+        if live is None:
+            return False
+        kept = {(row.id, row.generation) for row in wanted}
+        stale = [one for one in live.loaded.items() if one not in kept]
+        for name, _ in stale:
+            self._close(name)
+        if not wanted:
+            self._close(self._key.base)
+            names = (*live.loaded, self._key.base)
+            stop = all([self._drained(name) for name in names])  # noqa: C419 - each one's time begins
+            if stop:
+                self._stop()
+            return stop
+        drained = next((name for name, _ in stale if self._drained(name)), None)
+        if drained is not None:
+            self._unload(live, drained)
+        return drained is not None
+
+    def _close(self, name: str) -> None:
+        """Take our route away; another server may answer for the name by now."""
+        route = self._routes.find(name)
+        if self._live is not None and route is not None and route.address == self._live.address:
+            self._routes.remove(name)
+
+    def _drained(self, name: str) -> bool:
+        """Say whether nothing is under way for a name without a route, or it takes too long."""
+        since_s = self._draining.setdefault(name, time.monotonic())
+        in_time = time.monotonic() - since_s < self._times.drain_s
+        if self._routes.under_way(name) and in_time:
+            return False
+        del self._draining[name]
+        return True
+
+    def _unload(self, live: Live, name: str) -> None:
+        """Unload it; where that fails, the server's health tells whether it matters."""
+        live.loaded.pop(name, None)
+        try:
+            self._asking.call("unload", lambda: live.backend.unload(name), self._times.unload_s)
+        except FlashError as error:
+            self._log.warning("not unloaded", deployment=name, error=error.message)
+            live.look_at_s = 0.0
+        else:
+            self._log.info("unloaded", deployment=name)
+
+    def _clear(self, gone: Sequence[Deployment]) -> bool:
+        """Leave nothing of the next one that is not loaded any more."""
+        loaded = self._live.loaded if self._live else {}
+        row = next((row for row in gone if row.id not in loaded), None)
+        if row is None:
+            return False
+        cleared = clear(self._parts.home, self._parts.deployments, row)
+        if cleared:
+            self._log.info("undeployed", deployment=row.id)
+        return cleared
+
+    # What is wanted.
+
+    def _hold(self, wanted: Sequence[Deployment]) -> None:
+        """Have those who ask wait for what is not served yet, or no more."""
+        for row in wanted:
+            if self._is_served(row):
+                continue
+            self._routes.hold(row.id, f"{row.id} is being deployed; ask again soon")
+            if row.state == "ready":
+                self._parts.deployments.moved(row, "deploying")
+
+    def _is_served(self, row: Deployment) -> bool:
+        route, live = self._routes.find(row.id), self._live
+        return (
+            live is not None
+            and live.loaded.get(row.id) == row.generation
+            and route is not None
+            and route.address == live.address
+        )
+
+    def _check_next(self, wanted: Sequence[Deployment]) -> bool:
+        """Check the next adapter before anything is loaded."""
+        row = next((row for row in wanted if _which(row) not in self._checked), None)
+        if row is None:
+            return False
+        try:
+            base = self._base = self._base or self._open_base()
+        except FlashError as error:
+            self._break_down(error, wanted)
+            return True
+        folder = adapter_folder(self._parts.home, row.id)
+        try:
+            self._checked[_which(row)] = check(row, folder, base.folder)
+        except FlashError as error:
+            self._fail(row, error)
+        return True
+
+    def _open_base(self) -> Base:
+        key = self._key
+        return self._asking.call(
+            "fetch", lambda: self._parts.bases.open(key.plugin, key.base), self._times.fetch_s
+        )
+
+    def _start(self, wanted: Sequence[Deployment]) -> bool:
+        """Start the server where there is none."""
+        if self._live is not None or self._base is None:
+            return False
+        ranks = {_which(row): self._checked[_which(row)].adapter.rank for row in wanted}
+        started_s = time.monotonic()
+        try:
+            self._live = self._starter.start(
+                self._base, max(ranks.values()), wanted=self._is_wanted
+            )
+        except (UsageError, SpecError, PluginError) as error:
+            # It may be the rank that is refused, and those of lower rank can be served.
+            highest = max(ranks.values())
+            for row in wanted:
+                if ranks[_which(row)] == highest:
+                    self._fail(row, error)
+        except FlashError as error:
+            self._break_down(error, wanted)
+        else:
+            self._has_answered = True
+            self._log.info("started", seconds=round(time.monotonic() - started_s, 1))
+        return True
+
+    def _is_wanted(self) -> bool:
+        return any(row.wanted == "served" for row in self._rows())
+
+    def _serve_next(self, wanted: Sequence[Deployment]) -> bool:
+        """Load the next adapter, prove that it is what was trained, and open its route."""
+        live = self._live
+        row = next((row for row in wanted if not self._is_served(row)), None)
+        if live is None or row is None:
+            return False
+        checked = self._checked[_which(row)]
+        gate = Gate(
+            row, checked.golden, live.backend, live.address, log_probs="logprobs" in live.fields
+        )
+        folder = adapter_folder(self._parts.home, row.id)
+        adapter = ServedAdapter(name=row.id, folder=folder, rank=checked.adapter.rank)
+        live.loaded[row.id] = row.generation
+        try:
+            self._asking.call("load", lambda: gate.load(adapter), self._times.load_s)
+            self._asking.call("proof", gate.prove, self._times.prove_s)
+        except FlashError as error:
+            self._not_served(live, row, error, wanted)
+            return True
+        report = gate.report.to_json()
+        if self._parts.deployments.moved(row, "ready", report=report):
+            self._routes.set(live.route(row))
+            self._log.info("ready", deployment=row.id, **report["seconds"])
+        return True
+
+    def _not_served(
+        self, live: Live, row: Deployment, error: FlashError, wanted: Sequence[Deployment]
+    ) -> None:
+        """Find out whose fault it was: of the adapter, or of the server that broke down at it."""
+        if not isinstance(error, Unreachable) and self._is_healthy(live):
+            self._unload(live, row.id)
+            self._fail(row, error)
+            return
+        self._strikes[_which(row)] += 1
+        if self._strikes[_which(row)] >= STRIKES:
+            self._fail(row, error)
+            wanted = [other for other in wanted if other.id != row.id]
+        self._break_down(error, wanted)
+
+    def _is_healthy(self, live: Live) -> bool:
+        try:
+            self._asking.call("health", live.backend.health, self._times.health_s)
+        except FlashError:
+            return False
+        return True
+
+    # What is served.
+
+    def _look_after(self, wanted: Sequence[Deployment]) -> bool:
+        """Ask the server for its health when it is time to."""
+        live = self._live
+        if live is None:
+            return False
+        if self._routes.find(self._key.base) is None:
+            self._routes.set(live.route(None))
+        if time.monotonic() < live.look_at_s:
+            return False
+        try:
+            self._asking.call("health", live.backend.health, self._times.health_s)
+        except FlashError as error:
+            live.misses += 1
+            if live.misses >= MISSES:
+                self._break_down(error, wanted)
+        else:
+            live.misses = 0
+            live.look_at_s = time.monotonic() + self._times.health_every_s
+        return False
+
+    def _break_down(self, error: FlashError, wanted: Sequence[Deployment]) -> None:
+        """End what does not work; it is started anew in a while, or given up."""
+        error = explained(error)
+        now_s = time.monotonic()
+        was_sound = self._live is not None and now_s - self._live.since_s >= self._times.sound_s
+        self._breakdowns = 1 if was_sound else self._breakdowns + 1
+        tries = RESTARTS + 1 if self._has_answered else FIRST_TRIES
+        pause_s = self._times.pause_s * 2 ** (self._breakdowns - 1)
+        given_up = self._breakdowns >= tries
+        self._log.warning(
+            "broke down", error=error.message, next_try_s=None if given_up else pause_s
+        )
+        self._stop()
+        self._not_before_s = time.monotonic() + pause_s
+        for row in wanted:
+            if given_up:
+                self._fail(row, error)
+            else:
+                self._routes.hold(row.id, f"the server of {row.id} broke down; it is started anew")
+                self._parts.deployments.moved(
+                    row, "deploying", error=error.message, hint=error.hint
+                )
+
+    def _fail(self, row: Deployment, error: FlashError) -> None:
+        error = explained(error)
+        report = error.report if isinstance(error, NotServed) else None
+        self._log.warning("failed", deployment=row.id, error=error.message)
+        self._parts.deployments.moved(
+            row, "failed", error=error.message, hint=error.hint, report=report
+        )
+        self._routes.remove(row.id)
+
+    def _stop(self) -> None:
+        """End the server, if there is one, and all its routes."""
+        live = self._live
+        if live is None:
+            return
+        for name in (*live.loaded, self._key.base):
+            self._close(name)
+        self._live = None
+        self._draining.clear()
+        self._starter.stop(live.backend)
+        self._log.info("stopped")
+
+
+def _which(row: Deployment) -> Which:
+    return row.id, row.generation
