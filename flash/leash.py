@@ -4,10 +4,12 @@ The leash of a server: `python leash.py FOLDER COMMAND…`, held on its standard
 The command runs in a process group of its own. When standard input ends, because the holder closed
 it or died in whatever way, or on SIGTERM, the command is asked to end; when it has, or does not in
 time, every process of the group is killed and FOLDER is removed. The exit code is the command's.
+Where the leash itself is killed, Linux asks the command to end.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -22,12 +24,19 @@ GRACE_S = 10
 CHILDREN_S = 2
 """How long its children may take after it."""
 
+_PR_SET_PDEATHSIG = 1
+
 
 def main(folder: str, *command: str) -> int:
     """Run the command to its end or the holder's; return its exit code."""
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    server = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent,  # noqa: PLW1509 - no thread runs yet
+    )
 
     def listen() -> None:
         sys.stdin.buffer.read()
@@ -48,6 +57,11 @@ def main(folder: str, *command: str) -> int:
     _send(server.pid, signal.SIGKILL)
     shutil.rmtree(folder, ignore_errors=True)
     return code
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _send(group: int, number: int) -> bool:

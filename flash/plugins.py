@@ -64,6 +64,7 @@ KNOWN_DISTRIBUTIONS: Final[Mapping[tuple[str, str], str]] = {
     ("reward", "python"): "flash-reward-standard",
     ("reward", "regex"): "flash-reward-standard",
     ("serving", "transformers"): "flash-serving-transformers",
+    ("serving", "vllm"): "flash-serving-vllm",
     ("sink", "tensorboard"): "flash-sink-tensorboard",
     ("sink", "wandb"): "flash-sink-wandb",
     ("sink", "webhook"): "flash-sink-webhook",

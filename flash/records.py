@@ -278,7 +278,9 @@ class ServingPlugin:
 
     `fields` are the fields of OpenAI's requests that its server honours, beyond `model`,
     `messages`, `prompt`, `max_tokens`, `max_completion_tokens`, `stream` and `stream_options`; a
-    request with any other is refused before it gets there.
+    request with any other is refused before it gets there. `setup` is the import string of what
+    `flash plugins setup` calls, where the server needs more than was installed with the plugin: a
+    function of nothing that does what is left to do, and returns a sentence on what is there now.
     """
 
     name: str = attrs.field(validator=_name)
@@ -287,6 +289,7 @@ class ServingPlugin:
     config: type = attrs.field(validator=_config_class)
     fields: tuple[str, ...] = attrs.field(default=(), validator=_texts)
     secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
+    setup: str | None = attrs.field(default=None, validator=validators.optional(_import_string))
 
 
 @attrs.frozen(kw_only=True)

