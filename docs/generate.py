@@ -17,6 +17,7 @@ import click
 from flash import dry_run, hookspecs
 from flash.cli import (
     cancel,
+    chat,
     checkpoints,
     compare,
     env,
@@ -88,6 +89,7 @@ JSON_OUTPUTS: Final = {
     },
     "flash eval list": {f"{_ARRAY} evaluation:": evaluations.JSON_KEYS},
     "flash compare": {_OBJECT: compare.JSON_KEYS},
+    "flash chat": {"With `-m`, `--json` prints one object:": chat.JSON_KEYS},
     "flash env test": {
         _OBJECT: env_test.JSON_KEYS,
         "Each of `findings`:": env_test.FINDING_KEYS,

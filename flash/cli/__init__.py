@@ -21,6 +21,7 @@ COMMANDS = {
     "eval list": ("flash.cli.evaluations:evaluations", "List the evaluations that are kept."),
     "compare": ("flash.cli.compare:compare", "Show what two runs, or two evaluations, differ in."),
     "env": ("flash.cli.env:env", "Start an environment, test it, preview its rows."),
+    "chat": ("flash.cli.chat:chat", "Talk to a run, a checkpoint, a base model or an adapter."),
     "gc": ("flash.cli.gc:gc", "Free the disk of what no run needs, and of old runs."),
     "models": ("flash.cli.models:models", "List the base models known here."),
     "plugins": ("flash.cli.plugins:plugins", "List the plugins and say what is wrong with one."),

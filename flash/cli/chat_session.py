@@ -19,6 +19,7 @@ import attrs
 from flash.cli import output
 from flash.errors import FlashError, StoreError
 from flash.files import write_atomic
+from flash.streaming import Refused
 from flash.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from flash.streaming import Piece, Reply
 
 PROMPT: Final = "> "
+_TOO_LONG: Final = "context_length_exceeded"
+"""OpenAI's word for it; some servers have only a sentence."""
+
 HELP: Final = {
     "/system TEXT": "what the model is told before the conversation; without TEXT nothing",
     "/reset": "start a new conversation; what /system said stays",
@@ -75,6 +79,13 @@ class Conversation:
 
     def _opening(self) -> list[dict[str, str]]:
         return [{"role": "system", "content": self.system}] if self.system else []
+
+
+def told(error: FlashError, hint: str) -> FlashError:
+    """Return the error as a person is told it; `hint` is for a conversation that is too long."""
+    if isinstance(error, Refused) and (error.code == _TOO_LONG or "context" in error.message):
+        return FlashError(f"it does not fit the model's context: {error.message}", hint=hint)
+    return error
 
 
 class Shown:
@@ -130,7 +141,7 @@ class Session:
             try:
                 self._act(typed)
             except FlashError as error:
-                output.fail(error)
+                output.fail(told(error, "/reset starts a new conversation"))
 
     def _act(self, typed: str) -> None:
         if not typed:

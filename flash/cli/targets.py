@@ -1,4 +1,8 @@
-"""What a TARGET of `flash eval` names: a run, a checkpoint, a base model, a model of a server."""
+"""
+What a TARGET of `flash eval` and `flash chat` names.
+
+A run, a checkpoint, the folder of an adapter, a base model, or a model of a server.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +22,13 @@ if TYPE_CHECKING:
     from flash.plane.plane import Plane
 
 DEFAULT_KEY: Final = "OPENAI_API_KEY"
-_CHECKPOINT = re.compile(r"[^/]+/(step-\d+|best)")
+_CHECKPOINT = re.compile(r"[^/]+/(step-\d+|best|final)")
 
 
 @attrs.frozen(kw_only=True)
 class Target:
     """
-    What is evaluated.
+    What is evaluated, or talked to.
 
     Attributes:
         text: as it was given.
@@ -36,6 +40,7 @@ class Target:
         temperature: that the run sampled at while it was trained, or None.
         environment: the run's own snapshot with its tables, as a foreground task is asked for it.
         reference: what the run calls that environment.
+        serving: the `[serving.*]` tables of the run.
 
     """
 
@@ -49,13 +54,25 @@ class Target:
     temperature: float | None = None
     environment: Mapping[str, Any] | None = None
     reference: str = ""
+    serving: Mapping[str, Any] = attrs.field(factory=dict)
 
     @property
     def kind(self) -> str:
         """What it is, in words."""
         if self.endpoint:
             return "a model of a server"
-        return "a run" if self.run else "a base model"
+        if self.run:
+            return "a run"
+        return "an adapter" if self.adapter else "a base model"
+
+    @property
+    def name(self) -> str:
+        """What servers call it: a deployment's id, an adapter's folder, a base model's id."""
+        if self.run:
+            return self.run if self.step is None else f"{self.run}/step-{self.step}"
+        if self.adapter:
+            return self.adapter.name
+        return self.model["id"] if self.model else self.text
 
 
 def find_target(app: App, text: str) -> Target:
@@ -70,12 +87,12 @@ def find_target(app: App, text: str) -> Target:
     if text == LAST or _CHECKPOINT.fullmatch(text):
         return _run(Plane(app.home), text)
     if read_prefix(text) is None:
-        return _base_model(app, text)
+        return _no_run(app, text)
     try:
         return _run(Plane(app.home), text)
     except UsageError as no_run:
         try:
-            return _base_model(app, text)
+            return _no_run(app, text)
         except ModelUnavailable as no_model:
             message = f"{no_run.message}, and {no_model.message}"
             raise UsageError(message, hint=no_model.hint) from None
@@ -85,7 +102,7 @@ def _run(plane: Plane, text: str) -> Target:
     from flash.job import Job
     from flash.plane.store import RunStore
 
-    saved = plane.saved(text)
+    saved = plane.saved(text.removesuffix("/final"))
     run = plane.find(text.partition("/")[0]).id
     store = RunStore(plane.store(run))
     job = Job.from_dict(store.job())
@@ -106,7 +123,28 @@ def _run(plane: Plane, text: str) -> Target:
             "reward": job.spec["reward"],
             "env": job.spec["worker_env"],
         },
+        serving=job.spec.get("serving", {}),
     )
+
+
+def _no_run(app: App, text: str) -> Target:
+    """Return the adapter in a folder, or the base model."""
+    folder = Path(text).expanduser().absolute()
+    if not (folder / "adapter_config.json").is_file():
+        return _base_model(app, text)
+    from flash.adapters import read_adapter
+    from flash.parity import GoldenSet
+
+    found = read_adapter(folder)
+    if found.base is None:
+        raise UsageError(
+            f"the adapter in {folder} does not name its base model",
+            hint="adapter_config.json names it under base_model_name_or_path",
+        )
+    golden = GoldenSet.read(folder)
+    base = _base_model(app, found.base)
+    thinking = golden.thinking if golden else None
+    return attrs.evolve(base, text=text, adapter=folder, thinking=thinking)
 
 
 def _base_model(app: App, text: str) -> Target:

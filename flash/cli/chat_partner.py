@@ -1,0 +1,161 @@
+"""
+Whom a chat is with: a deployment behind the gateway, or a server that lives as long as the chat.
+
+Both speak the same API. The gateway knows how a model was trained and says so to its server; to a
+server of one's own it is said with every request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+
+from flash.cli.output import note
+from flash.errors import UsageError
+from flash.gateway.reasoning import Splitter
+from flash.streaming import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from flash.cli.app import App
+    from flash.cli.targets import Target
+    from flash.contracts import ServingBackend
+    from flash.values import Address, ServedAdapter, ServedBase
+
+DEFAULT_BACKEND: Final = "transformers"
+
+
+@attrs.frozen(kw_only=True)
+class Partner:
+    """
+    Where requests go, and what each of them says.
+
+    Attributes:
+        model: what requests call it.
+        via: what answers: the gateway, or a backend.
+        address: of it now; the gateway's may be another once it was started anew.
+        body: what each request says beside its messages.
+        thinking: whether an answer may begin within a trace; None where the server tells traces
+            apart itself.
+
+    """
+
+    model: str
+    via: str
+    address: Callable[[], Address]
+    body: Mapping[str, Any] = attrs.field(factory=dict)
+    thinking: bool | None = None
+
+    def ask(self, messages: Sequence[Mapping[str, str]], sampling: Mapping[str, Any]) -> Reply:
+        """Return the answer to come."""
+        body = {"model": self.model, "messages": list(messages), **sampling, **self.body}
+        splitter = None if self.thinking is None else Splitter(opened=self.thinking)
+        return Reply(self.address(), body, splitter)
+
+
+@contextlib.contextmanager
+def partner_of(app: App, text: str, backend: str | None) -> Iterator[Partner]:
+    """Yield whom `text` names: deployed, or served until the end of the block by a backend."""
+    from flash.cli.targets import find_target
+
+    target = find_target(app, text)
+    if target.endpoint:
+        raise UsageError(
+            f"{text} is {target.kind}, and flash chat talks to what is here",
+            hint="a run, a checkpoint, a base model, or the folder of an adapter",
+        )
+    with _served(app, target, backend or DEFAULT_BACKEND) as partner:
+        yield partner
+
+
+@contextlib.contextmanager
+def _served(app: App, target: Target, name: str) -> Iterator[Partner]:
+    """Start a backend, and load the adapter; both end with the block."""
+    from flash.plugins import boundary
+
+    adapter, body = _adapter(target)
+    log = app.home.folder("servers") / f"chat-{os.getpid()}.log"
+    backend = _backend(app, target, name)
+    base = _base(app, target, max_rank=adapter.rank if adapter else 1, log=log)
+    try:
+        note(f"loading {target.text}")
+        with boundary(name, "start"):
+            address = backend.start(base)
+        if adapter:
+            with boundary(name, "load"):
+                backend.load(adapter)
+        yield Partner(
+            model=adapter.name if adapter else base.id,
+            via=name,
+            address=lambda: address,
+            body=body,
+            thinking=bool(target.thinking),
+        )
+    finally:
+        with boundary(name, "stop"):
+            backend.stop()
+    log.unlink(missing_ok=True)  # of a server that went well there is nothing to look up
+
+
+def _backend(app: App, target: Target, name: str) -> ServingBackend:
+    from flash.context import plugin_context
+    from flash.errors import SpecError
+    from flash.plugins import boundary
+    from flash.spec.secrets import SecretFinder
+    from flash.spec.strict import Reader
+
+    record = app.host.get("serving", name)
+    table = target.serving.get(name, {})
+    config, problems = Reader().read(record.config, table, ("serving", name))
+    if problems:
+        raise SpecError(problems)
+    find = SecretFinder(app.host, [Path.cwd()]).find
+    with boundary(name, "make"):
+        backend: ServingBackend = record.make(
+            plugin_context(app.home, name, find, declared=record.secrets), config
+        )
+    return backend
+
+
+def _base(app: App, target: Target, *, max_rank: int, log: Path) -> ServedBase:
+    from flash.spec.secrets import SecretFinder
+    from flash.values import ServedBase
+    from flash.worker.loading import open_model
+
+    assert target.model is not None  # noqa: S101 - only a model of a server has none
+    plugin = target.model["plugin"]
+    names = app.host.get("model", plugin).secrets
+    folder, _ = open_model(
+        app.host,
+        app.home,
+        plugin=plugin,
+        model=target.model["id"],
+        secrets=SecretFinder(app.host, [Path.cwd()]).require([], names),
+        report=note,
+    )
+    return ServedBase(
+        id=target.model["id"], folder=folder, context_tokens=None, max_rank=max_rank, log=log
+    )
+
+
+def _adapter(target: Target) -> tuple[ServedAdapter | None, dict[str, Any]]:
+    """Return the adapter to load, and what the gateway would say with each request for it."""
+    body: dict[str, Any] = {}
+    if target.thinking is not None:
+        body["chat_template_kwargs"] = {"enable_thinking": target.thinking}
+    if target.adapter is None:
+        return None, body
+    from flash.adapters import read_adapter
+    from flash.parity import GoldenSet
+    from flash.values import ServedAdapter
+
+    golden = GoldenSet.read(target.adapter)
+    if golden and golden.stop_sequences:
+        body["stop"] = list(golden.stop_sequences)
+    rank = read_adapter(target.adapter).rank
+    return ServedAdapter(target.name, target.adapter, rank), body

@@ -1,0 +1,217 @@
+"""`flash chat` with a model that a backend serves for it alone: what is said, printed, and left."""
+
+import io
+import json
+
+import attrs
+import pytest
+from chat_server import Server, chunk, streamed
+
+from flash.cli import output
+from flash.cli.app import App
+from flash.cli.chat import JSON_KEYS, chat
+from flash.errors import FlashError, ModelUnavailable
+from flash.home import FlashHome
+from flash.records import ModelPlugin, ServingPlugin
+from flash.testing.host import make_host
+from flash.values import Address, ModelCard
+
+BASE = "tiny/base"
+CARD = ModelCard(
+    id=BASE,
+    parameters=1,
+    context_tokens=64,
+    hidden_size=1,
+    layers=1,
+    intermediate_size=1,
+    vocabulary=1,
+)
+
+
+class Models:
+    def fetch(self, model, report):
+        report("fetching the base")
+        return "/base"
+
+    def card(self, model):
+        return CARD
+
+
+@attrs.frozen
+class Config:
+    room: int = 1
+
+
+class Backend:
+    """Its server says what the test wants; it keeps what it was asked for."""
+
+    def __init__(self, server):
+        self.server = server
+        self.calls = []
+
+    def start(self, base):
+        self.calls.append(("start", base.id, str(base.folder)))
+        base.log.write_text("ready\n")
+        return Address(self.server.url, "the-key")
+
+    def load(self, adapter):
+        self.calls.append(("load", adapter.name, adapter.folder, adapter.rank))
+
+    def stop(self):
+        self.calls.append(("stop",))
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def backend(server):
+    server.requests.clear()
+    server.answer = lambda _: (200, streamed(chunk("Good "), chunk("day", "stop")), {})
+    return Backend(server)
+
+
+@pytest.fixture
+def say(backend, tmp_path, monkeypatch, capsys):
+    """Return a function that runs `flash chat`: exit code, stdout, stderr."""
+    monkeypatch.setenv("FLASH_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    app = App()
+    app.host = make_host(
+        ModelPlugin(name="kit", summary="Fakes.", make=lambda _: Models(), cards=(CARD,)),
+        ServingPlugin(
+            name="transformers", summary="Fakes.", make=lambda *_: backend, config=Config
+        ),
+    )
+
+    def run(*words, stdin=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        try:
+            code = chat.main([*words], standalone_mode=False, obj=app) or 0
+        except FlashError as error:
+            code = output.fail(error)
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+def test_one_answer_is_all_that_stdout_gets(say, backend):
+    code, out, err = say(BASE, "-m", "hello")
+
+    assert (code, out) == (0, "Good day\n")
+    assert "fetching the base\n" in err
+    assert [call[0] for call in backend.calls] == ["start", "stop"]
+
+
+def test_what_is_piped_in_is_the_message(say, server):
+    say(BASE, stdin="two\nlines\n")
+
+    [(_, _, body)] = server.requests
+    assert body["messages"] == [{"role": "user", "content": "two\nlines\n"}]
+
+
+def test_options_are_what_the_request_says(say, server):
+    say(BASE, "-m", "hi", "--system", "Be kind.", "--max-tokens", "7", "--temperature", "0.5")
+
+    [(_, headers, body)] = server.requests
+    assert headers["Authorization"] == "Bearer the-key"
+    assert body["model"] == BASE
+    assert (body["max_tokens"], body["temperature"]) == (7, 0.5)
+    assert [message["role"] for message in body["messages"]] == ["system", "user"]
+
+
+def test_by_default_answers_are_greedy_and_at_most_512_tokens_long(say, server):
+    say(BASE, "-m", "hi")
+
+    [(_, _, body)] = server.requests
+    assert (body["max_tokens"], body["temperature"]) == (512, 0.0)
+
+
+def test_json_has_the_documented_keys(say, server):
+    trace = chunk("<think>hm</think>")
+    server.answer = lambda _: (200, streamed(trace, chunk("So\x1b[2J", "length")), {})
+    code, out, _ = say(BASE, "-m", "hi", "--json")
+
+    found = json.loads(out)
+    assert code == 0
+    assert list(found) == list(JSON_KEYS)
+    assert (found["content"], found["reasoning"]) == ("So\x1b[2J", "hm")
+    assert (found["model"], found["via"]) == (BASE, "transformers")
+    assert (found["finish_reason"], found["prompt_tokens"]) == ("length", 5)
+
+
+def test_reasoning_goes_beside_the_answer(say, server):
+    server.answer = lambda _: (200, streamed(chunk("<think>hm</think>"), chunk("So", "stop")), {})
+    _, out, err = say(BASE, "-m", "hi")
+
+    assert out == "So\n"
+    assert "thinking: hm\n" in err
+
+
+def test_a_cut_answer_is_said_to_be_one(say, server):
+    server.answer = lambda _: (200, streamed(chunk("and", "length")), {})
+    _, out, err = say(BASE, "-m", "hi")
+
+    assert out == "and\n"
+    assert "cut after 3 tokens: --max-tokens" in err
+
+
+def test_a_conversation_that_is_too_long_for_the_model_is_told_so(say, server, backend):
+    error = {"error": {"message": "70 of 64 tokens", "code": "context_length_exceeded"}}
+    server.answer = lambda _: (400, error, {})
+    code, out, err = say(BASE, "-m", "hi")
+
+    assert (code, out) == (1, "")
+    assert "error: it does not fit the model's context: 70 of 64 tokens\n" in err
+    assert "hint: send a shorter message" in err
+    assert backend.calls[-1] == ("stop",)
+
+
+def test_a_server_that_cannot_start_ends_with_its_words(say, backend):
+    def start(_):
+        raise ModelUnavailable("no memory", hint="the server's log is there")
+
+    backend.start = start
+    code, out, err = say(BASE, "-m", "hi")
+
+    assert (code, out) == (2, "")
+    assert "error: no memory\nhint: the server's log is there\n" in err
+    assert backend.calls == [("stop",)]
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin", "said"),
+    [
+        ((BASE, "-m", " "), "", "the message is empty"),
+        ((BASE,), "\n", "the message is empty"),
+        (("no-such", "-m", "hi"), "", 'unknown model "no-such"'),
+        (("zzzz/step-3", "-m", "hi"), "", "zzzz"),
+        (("https://api.example.org/v1#m", "-m", "hi"), "", "flash chat talks to what is here"),
+        ((BASE, "-m", "hi", "--backend", "nothing"), "", "nothing"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_starts(say, backend, words, stdin, said):
+    code, out, err = say(*words, stdin=stdin)
+
+    assert (code, out) == (2, "")
+    assert said in err
+    assert backend.calls == []
+
+
+@pytest.mark.parametrize("value", ["-1", "3", "nan", "hot"])
+def test_a_temperature_without_sense_is_refused(say, value):
+    from click import BadParameter
+
+    with pytest.raises(BadParameter):
+        say(BASE, "-m", "hi", "--temperature", value)
+
+
+def test_of_a_server_that_went_well_no_log_is_left(say):
+    say(BASE, "-m", "hi")
+
+    assert not list((FlashHome.from_environment().root / "servers").iterdir())
