@@ -27,7 +27,7 @@ FIELD: Final = "init_from_adapter"
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
 _LARGEST_CONFIG: Final = 1 << 20
-_OF_A_RUN: Final = re.compile(r"[^/]*(/step-\d+|/best)?")
+_OF_A_RUN: Final = re.compile(r"[^/]*(/step-\d+|/best|/final)?")
 
 # What makes an adapter compute something else than alpha / r * B A on the base model's own
 # weights. Training would drop it, and go on from another model than the one that was named.

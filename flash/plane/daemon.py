@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 import attrs
 
+from flash.errors import StoreError
 from flash.files import store_error
 from flash.plane.lock import try_lock
+from flash.plane.store import tail_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,6 +126,31 @@ class Daemon:
 
 SUPERVISOR: Final = Daemon("supervisor", "flash.plane.supervisor")
 GATEWAY: Final = Daemon("gateway", "flash.gateway.process")
+
+
+class Kept:
+    """A daemon that somebody sees to: of the one that it started itself, it knows the end."""
+
+    def __init__(self, daemon: Daemon, home: FlashHome, command: Sequence[str]) -> None:
+        self._daemon = daemon
+        self._home = home
+        self._command = command
+        self._started: subprocess.Popen[bytes] | None = None
+
+    def have(self) -> None:
+        """
+        Start it unless it is there.
+
+        Raises `StoreError` where the one that this object started before could not go on; one
+        that was killed is no reason not to start another.
+        """
+        if self._started is not None and (self._started.poll() or 0) > 0:
+            log = self._daemon.log_path(self._home)
+            said = "\n".join(tail_lines(log, 1))
+            code = self._started.returncode
+            message = f"the {self._daemon.name} ended with exit code {code}: {said}"
+            raise StoreError(message, hint=f"its log: {log}")
+        self._started = self._daemon.start(self._home, self._command) or self._started
 
 
 class _Lines:

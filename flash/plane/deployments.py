@@ -198,21 +198,29 @@ class Deployments:
             return bool(connection.scalar(_ANY))
 
     def ask(self, wish: Wish) -> Deployment:
-        """Have it served; where the same is wanted and live, nothing changes. Returns it."""
+        """
+        Have it served, and return it; where the same is wanted and live, nothing changes.
+
+        Raises `UsageError` where the run is gone.
+        """
         plain = attrs.asdict(wish, recurse=False)
         plain |= {name: dict(plain[name]) for name in ("model", "settings")}
         plain["stop"] = list(wish.stop)
         now_s = self._clock()
-        with self._database.writing() as connection:
-            found = self._one(connection, wish.id)
-            if found is None:
-                made = {"generation": 1, "state": "deploying", "created_s": now_s}
-                connection.execute(
-                    tables.deployments.insert().values(**plain, **made, updated_s=now_s)
-                )
-            elif not (found.live and found.wish == wish):
-                self._asked(connection, found, "deploy", **plain)
-            after = self._one(connection, wish.id)
+        try:
+            with self._database.writing() as connection:
+                found = self._one(connection, wish.id)
+                if found is None:
+                    made = {"generation": 1, "state": "deploying", "created_s": now_s}
+                    connection.execute(
+                        tables.deployments.insert().values(**plain, **made, updated_s=now_s)
+                    )
+                elif not (found.live and found.wish == wish):
+                    self._asked(connection, found, "deploy", **plain)
+                after = self._one(connection, wish.id)
+        except sa.exc.IntegrityError as error:
+            message = f"the run {wish.run} was removed meanwhile"
+            raise UsageError(message, hint="flash runs lists them") from error
         if after is None:
             message = "what was written a moment ago is there"
             raise AssertionError(message)

@@ -17,19 +17,19 @@ import attrs
 
 from flash.environ import worker_environment
 from flash.errors import StoreError, UsageError
-from flash.plane.daemon import SUPERVISOR
+from flash.plane.daemon import SUPERVISOR, Kept
 from flash.plane.database import Database
+from flash.plane.deployments import Deployments
 from flash.plane.ids import LAST, is_run_id, read_prefix
 from flash.plane.outbox import Outbox
 from flash.plane.records import Records
 from flash.plane.secrets import RunSecrets
-from flash.plane.store import RunStore, tail_lines
+from flash.plane.store import RunStore
 from flash.plane.submit import Submission, Submitter
 from flash.plane.tail import EventTail
 from flash.worker.checkpoints import CheckpointStore, best_of, damaged_file
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -43,7 +43,7 @@ _FOLLOW_S: Final = 0.25
 _LOOKS_A_CHECK: Final = 8
 _SHOWN: Final = 40
 _MOST_NAMED: Final = 8
-_CHECKPOINT: Final = re.compile(r"(?P<run>[^/]*)/(?:step-(?P<step>\d{1,12})|best)")
+_PART: Final = re.compile(r"step-(?P<step>\d{1,12})|(?P<word>best|final)")
 
 
 @attrs.frozen
@@ -76,13 +76,13 @@ class Plane:
     ) -> None:
         self._home = home
         self._environ = os.environ if environ is None else environ
-        self._supervisor = supervisor
-        database = Database(home.database)
+        self._supervisor = Kept(SUPERVISOR, home, supervisor)
+        self.database = database = Database(home.database)
         self._records = Records(database)
         self._outbox = Outbox(database)
+        self._deployments = Deployments(database)
         self._secrets = RunSecrets(home)
         self._submitter = Submitter(home, self._records, self._secrets)
-        self._started: subprocess.Popen[bytes] | None = None
 
     def submit(self, job: Job, *, environment: Path, secrets: Mapping[str, str]) -> Run:
         """
@@ -178,18 +178,26 @@ class Plane:
 
     def saved(self, reference: str) -> Checkpoint:
         """
-        Return what `<run>` (its final adapter), `<run>/step-N` or `<run>/best` names.
+        Return what `<run>` or `<run>/final`, `<run>/step-N` or `<run>/best` names.
 
         Raises `UsageError` where there is none, and names those there are; `StoreError` where a
         file of it is not what was saved.
         """
-        match = _CHECKPOINT.fullmatch(reference)
-        run = self.find(match["run"] if match else reference)
+        return _undamaged(self.named(reference)[1])
+
+    def named(self, reference: str) -> tuple[Run, Checkpoint]:
+        """Return the run and what `saved` returns, whose bytes nobody has looked at."""
+        name, _, part = reference.partition("/")
+        run = self.find(name)
+        match = _PART.fullmatch(part or "final")
         saved = self.checkpoints(run.id)
+        found = None
         if match is None:
+            message = f'the run {run.id} has no "{part[:_SHOWN]}"'
+        elif match["word"] == "final":
             found = self.final(run.id)
             message = f"the run {run.id} is {run.state} and has no final adapter"
-        elif match["step"] is None:
+        elif match["word"] == "best":
             found = self.best(run.id)
             message = (
                 f"the run {run.id} has no best checkpoint: none is known to be better on held-out "
@@ -200,7 +208,7 @@ class Plane:
             found = next((checkpoint for checkpoint in saved if checkpoint.step == step), None)
             message = f"the run {run.id} has no complete checkpoint of step {step}"
         if found is not None:
-            return _undamaged(found)
+            return run, found
         steps = ", ".join(f"{run.id}/step-{checkpoint.step}" for checkpoint in saved[-_MOST_NAMED:])
         raise UsageError(message, hint=f"it has {steps}" if steps else "it has no checkpoint")
 
@@ -264,27 +272,23 @@ class Plane:
         that was killed is no reason not to start another.
         """
         unfinished = self._records.unsettled()
-        if unfinished or self._secrets.left_over(unfinished) or self._outbox.untold():
-            self._start_supervisor()
+        if (
+            unfinished
+            or self._secrets.left_over(unfinished)
+            or self._outbox.untold()
+            or self._deployments.any_wanted()
+        ):
+            self._supervisor.have()
 
     def _have_supervised(self, runs: Sequence[str], what: str) -> None:
         """Start a supervisor for runs that are taken; one that cannot be does not undo that."""
         try:
-            self._start_supervisor()
+            self._supervisor.have()
         except StoreError as error:
             names = ", ".join(runs[:_MOST_NAMED])
             message = f"{names} is {what}, but nothing supervises it yet: {error.message}"
             hint = f"{error.hint}; flash status {runs[0]} then starts what supervises it"
             raise StoreError(message, hint=hint) from error
-
-    def _start_supervisor(self) -> None:
-        if self._started is not None and (self._started.poll() or 0) > 0:
-            log = SUPERVISOR.log_path(self._home)
-            said = "\n".join(tail_lines(log, 1))
-            message = f"the supervisor ended with exit code {self._started.returncode}: {said}"
-            raise StoreError(message, hint=f"its log: {log}")
-        started = SUPERVISOR.start(self._home, self._supervisor)
-        self._started = started or self._started
 
     def _path(self, run: str) -> Path:
         return self._home.runs / run

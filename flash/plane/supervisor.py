@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from flash.errors import FlashError
 from flash.home import FlashHome
 from flash.plane.calls import Calls
-from flash.plane.daemon import SUPERVISOR
+from flash.plane.daemon import GATEWAY, SUPERVISOR
 from flash.plane.database import Database
+from flash.plane.deployments import Deployments
+from flash.plane.gateway import Keeper
 from flash.plane.lock import try_lock
 from flash.plane.machine import FINAL
 from flash.plane.notices import Notifier
@@ -47,7 +49,15 @@ TROUBLE_S = 600.0
 class Supervisor:
     """Supervises the runs of one home until there are none; the caller holds its lock."""
 
-    def __init__(self, home: FlashHome, log: Any, *, worker: Sequence[str], idle_s: float) -> None:
+    def __init__(
+        self,
+        home: FlashHome,
+        log: Any,
+        *,
+        worker: Sequence[str],
+        idle_s: float,
+        gateway: Sequence[str] = GATEWAY.command,
+    ) -> None:
         self._home = home
         self._idle_s = idle_s
         self._log = log
@@ -75,6 +85,9 @@ class Supervisor:
             worker=worker,
         )
 
+        self._deployments = Deployments(database)
+        self._keeper = Keeper(home, self._deployments, log, command=gateway, clock=time.monotonic)
+
     def run(self) -> None:
         """Work until nothing has been there to do for a while."""
         self._sweep_all()
@@ -101,7 +114,8 @@ class Supervisor:
         try:
             moved = self._supervision.round()
             self._notifier.round()
-            busy = not self._supervision.idle or self._notifier.busy()
+            serves = self._keeper.round()
+            busy = not self._supervision.idle or self._notifier.busy() or serves
         except Exception as error:
             # Also of a defect: without us no limit holds and nothing is ended.
             if time.monotonic() - self._sound_at > TROUBLE_S:
@@ -127,11 +141,21 @@ class Supervisor:
         sweep_uncommitted(self._home, states)
 
     def has_work(self) -> bool:
-        """Say whether there is a run to supervise, or something to tell, now."""
-        return bool(self._records.unsettled()) or self._notifier.busy()
+        """Say whether there is a run to supervise, to tell or to serve something, now."""
+        return (
+            bool(self._records.unsettled())
+            or self._notifier.busy()
+            or self._deployments.any_wanted()
+        )
 
 
-def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER, idle_s: float = IDLE_S) -> None:
+def supervise(
+    home: FlashHome,
+    *,
+    worker: Sequence[str] = WORKER,
+    idle_s: float = IDLE_S,
+    gateway: Sequence[str] = GATEWAY.command,
+) -> None:
     """Take the lock, or the one that was handed over, and supervise until there is no work."""
     lock = SUPERVISOR.handed_over()
     log = SUPERVISOR.logger(home, by_hand=lock is None)
@@ -142,7 +166,7 @@ def supervise(home: FlashHome, *, worker: Sequence[str] = WORKER, idle_s: float 
         return
     log.info("supervising", home=str(home.root), pid=os.getpid())
     try:
-        supervisor = Supervisor(home, log, worker=worker, idle_s=idle_s)
+        supervisor = Supervisor(home, log, worker=worker, idle_s=idle_s, gateway=gateway)
         while lock is not None:
             supervisor.run()
             os.close(lock)

@@ -251,6 +251,26 @@ def best_of(
     return None
 
 
+def adapter_files(checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """
+    Return the manifest's entry (`size`, `sha256`) of each file in the adapter's folder.
+
+    Raises `StoreError`.
+    """
+    try:
+        files = _own_manifest(checkpoint.folder)["files"]
+    except OSError as error:
+        raise store_error("read", checkpoint.folder / MANIFEST, error) from error
+    within = "" if checkpoint.step is None else "adapter/"
+    return {k.removeprefix(within): v for k, v in files.items() if k.startswith(within)}
+
+
+def write_manifest(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the manifest of an adapter that is whole in `folder`. Raises `StoreError`."""
+    fields = {"created_s": time.time(), "step": None, "metrics": {}, "files": files}
+    write_atomic(folder / MANIFEST, _manifest(fields))
+
+
 def damaged_file(folder: Path) -> str | None:
     """Return the first file of a checkpoint that is not what its manifest says, or None."""
     try:
