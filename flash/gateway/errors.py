@@ -98,7 +98,6 @@ def too_large(limit: int) -> ApiError:
         413,
         f"the body has more than {limit} bytes, which is the limit of `body_bytes` in [gateway]",
         code="request_too_large",
-        headers={"Connection": "close"},
     )
 
 

@@ -31,8 +31,11 @@ class Limits:
         gt=0,
         doc="How long a server may say nothing while it is asked, before the request is given up.",
     )
-    arrival_s: float = setting(
-        60.0, gt=0, doc="How long a request's headers, or its body, may take to arrive."
+    client_s: float = setting(
+        60.0,
+        gt=0,
+        doc="How long a client may take to send its request, or to read what it is sent, before "
+        "it is given up.",
     )
     idle_s: float = setting(
         75.0, gt=0, doc="How long a connection may stay open without a request on it."

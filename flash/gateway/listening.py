@@ -1,0 +1,81 @@
+"""The gateway's socket: bounded in connections, and closed without cutting answers off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from flash.errors import FlashError, UsageError
+from flash.gateway.app import GATEWAY
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from flash.gateway.limits import Limits
+
+_LINGER_S: Final = 5.0
+"""A client that was refused early has so long to take notice, before the connection is closed."""
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    app: web.Application, host: str, port: int, limits: Limits
+) -> AsyncIterator[int]:
+    """
+    Answer at `host` and the port that this yields; `port` 0 takes any that is free.
+
+    At the end no more requests are taken, and those under way have `limits.grace_s` to end; what
+    is left then ends with an error. Raises `FlashError` where the port cannot be had.
+    """
+    runner = web.AppRunner(
+        app,
+        handler_cancellation=True,
+        access_log=None,
+        keepalive_timeout=limits.idle_s,
+        lingering_time=_LINGER_S,
+        shutdown_timeout=1,
+    )
+    await runner.setup()
+    try:
+        protocols = runner.server
+        if protocols is None:
+            raise AssertionError("a runner that is set up has a server")
+
+        def protocol() -> asyncio.Protocol:
+            full = len(protocols.connections) >= limits.connections
+            return _Full() if full else protocols()
+
+        try:
+            server = await asyncio.get_running_loop().create_server(protocol, host, port)
+        except OSError as error:
+            raise _not_to_be_had(host, port, error) from error
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            await app[GATEWAY].end(limits.grace_s)
+    finally:
+        await runner.cleanup()
+
+
+def _not_to_be_had(host: str, port: int, error: OSError) -> FlashError:
+    if error.errno == errno.EADDRINUSE:
+        return UsageError(
+            f"port {port} of {host} is taken by another program",
+            hint="end that, or give the gateway another: `port` in [gateway] of config.toml",
+        )
+    return FlashError(
+        f"the gateway cannot listen at port {port} of {host}: {error.strerror or error}",
+        hint="give it another: `port` in [gateway] of config.toml",
+    )
+
+
+class _Full(asyncio.Protocol):
+    """A connection more than there may be: closed as it comes."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
