@@ -154,5 +154,5 @@ def _converse(partner: Partner, target: str, system: str | None, sampling: dict[
     from flash.cli.chat_session import Conversation, Session
 
     facts = {"target": target, "model": partner.model, "via": partner.via, **sampling}
-    out(f"{partner.model} by way of {partner.via}; /help lists what can be typed", dim=True)
+    out(f"{partner.model}, served by {partner.via}; /help lists what can be typed", dim=True)
     Session(Conversation(lambda said: partner.ask(said, sampling), facts, system)).run()

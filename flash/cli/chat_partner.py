@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
 from flash.cli.output import note
-from flash.errors import UsageError
+from flash.errors import FlashError, UsageError
 from flash.gateway.reasoning import Splitter
-from flash.streaming import Reply
+from flash.streaming import Refused, Reply, Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,9 +26,17 @@ if TYPE_CHECKING:
     from flash.cli.app import App
     from flash.cli.targets import Target
     from flash.contracts import ServingBackend
+    from flash.plane.deployments import Deployment
+    from flash.plane.serving import Serving
+    from flash.streaming import Piece
     from flash.values import Address, ServedAdapter, ServedBase
 
 DEFAULT_BACKEND: Final = "transformers"
+_PASSING: Final = frozenset({"server_unavailable", "model_not_found"})
+"""What a gateway says that was just started, and does not know its servers yet."""
+
+_TRIES: Final = 20
+PAUSE_S: Final = 0.5
 
 
 @attrs.frozen(kw_only=True)
@@ -55,22 +64,85 @@ class Partner:
         """Return the answer to come."""
         body = {"model": self.model, "messages": list(messages), **sampling, **self.body}
         splitter = None if self.thinking is None else Splitter(opened=self.thinking)
-        return Reply(self.address(), body, splitter)
+        return _PatientReply(self.address(), body, splitter, again=self.address)
+
+
+@attrs.define
+class _PatientReply(Reply):
+    """A reply that is asked for again, as long as nothing came, where that may pass by itself."""
+
+    again: Callable[[], Address] = attrs.field(kw_only=True)
+
+    def __iter__(self) -> Iterator[Piece]:
+        for _ in range(_TRIES):
+            try:
+                yield from Reply.__iter__(self)
+            except (Refused, Unreachable) as error:
+                if isinstance(error, Refused) and error.code not in _PASSING:
+                    raise
+                time.sleep(PAUSE_S)
+                self.address = self.again()
+            else:
+                return
+        yield from Reply.__iter__(self)
 
 
 @contextlib.contextmanager
 def partner_of(app: App, text: str, backend: str | None) -> Iterator[Partner]:
-    """Yield whom `text` names: deployed, or served until the end of the block by a backend."""
+    """
+    Yield whom `text` names: what is deployed, unless a `backend` is named; else what one serves.
+
+    That server is started, and ended with the block.
+    """
     from flash.cli.targets import find_target
 
-    target = find_target(app, text)
-    if target.endpoint:
-        raise UsageError(
-            f"{text} is {target.kind}, and flash chat talks to what is here",
-            hint="a run, a checkpoint, a base model, or the folder of an adapter",
-        )
-    with _served(app, target, backend or DEFAULT_BACKEND) as partner:
-        yield partner
+    found = None if backend else _deployed(app, text)
+    if found is None:
+        target = find_target(app, text)
+        if target.endpoint:
+            raise UsageError(
+                f"{text} is {target.kind}, and flash chat talks to what is here",
+                hint="a run, a checkpoint, a base model, or the folder of an adapter",
+            )
+        found = _deployed(app, target.name) if target.run and not backend else None
+        if found is None:
+            only = next(iter(target.serving)) if len(target.serving) == 1 else DEFAULT_BACKEND
+            with _served(app, target, backend or only) as partner:
+                yield partner
+            return
+    yield found
+
+
+def _deployed(app: App, name: str) -> Partner | None:
+    """Return the partner for a deployment of this name, if it is wanted."""
+    if not app.home.has_runs:
+        return None
+    from flash.plane.serving import Serving
+
+    serving = Serving(app.home)
+    found = next((one for one in serving.deployments() if one.id == name), None)
+    if found is None or found.wanted == "gone":
+        return None
+    return Partner(model=name, via="gateway", address=lambda: _gateway(serving, found))
+
+
+def _gateway(serving: Serving, deployment: Deployment) -> Address:
+    """Wait until a deployment is ready and return where the gateway answers for it."""
+    from flash.values import Address
+
+    if serving.gateway() is None:
+        note("the gateway is down; it is started again")
+        serving.serve()
+    now = deployment
+    for now in serving.follow(deployment):
+        if now.state == "deploying":
+            note(f"waiting for {now.id}, which is being deployed")
+    if now.state == "failed":
+        raise FlashError(f"{now.id} cannot be served: {now.error}", hint=now.hint)
+    gateway = serving.gateway()
+    if now.state != "ready" or gateway is None:
+        raise FlashError(f"{now.id} is {now.state}", hint="flash deployments shows how it goes")
+    return Address(gateway.url, gateway.key)
 
 
 @contextlib.contextmanager
@@ -89,10 +161,16 @@ def _served(app: App, target: Target, name: str) -> Iterator[Partner]:
         if adapter:
             with boundary(name, "load"):
                 backend.load(adapter)
+
+        def healthy() -> Address:
+            with boundary(name, "health"):
+                backend.health()  # one that has died says its last words
+            return address
+
         yield Partner(
             model=adapter.name if adapter else base.id,
             via=name,
-            address=lambda: address,
+            address=healthy,
             body=body,
             thinking=bool(target.thinking),
         )

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 
 import attrs
 import pytest
@@ -10,13 +11,22 @@ from chat_server import Server, chunk, streamed
 from flash.cli import output
 from flash.cli.app import App
 from flash.cli.chat import JSON_KEYS, chat
+from flash.environments import folder_digest
 from flash.errors import FlashError, ModelUnavailable
 from flash.home import FlashHome
+from flash.job import Job
+from flash.plane.daemon import GATEWAY
+from flash.plane.deployments import Deployments, Wish
+from flash.plane.gateway import announce
+from flash.plane.lock import try_lock
+from flash.plane.plane import Plane
 from flash.records import ModelPlugin, ServingPlugin
 from flash.testing.host import make_host
 from flash.values import Address, ModelCard
 
 BASE = "tiny/base"
+RUN = "1aaaaaaaa"
+DEPLOYED = f"{RUN}/step-2"
 CARD = ModelCard(
     id=BASE,
     parameters=1,
@@ -56,6 +66,9 @@ class Backend:
 
     def load(self, adapter):
         self.calls.append(("load", adapter.name, adapter.folder, adapter.rank))
+
+    def health(self):
+        pass
 
     def stop(self):
         self.calls.append(("stop",))
@@ -98,6 +111,90 @@ def say(backend, tmp_path, monkeypatch, capsys):
         return code, said.out, said.err
 
     return run
+
+
+def job(folder):
+    (folder / "environment").mkdir()
+    return Job(
+        run=RUN,
+        spec={},
+        plugins={},
+        algorithm="nothing:trains",
+        environment={
+            "plugin": "jsonl",
+            "reference": ".",
+            "digest": folder_digest(folder / "environment"),
+        },
+        model={"id": BASE, "plugin": "kit"},
+        provider=("local",),
+        sinks=(),
+        steps=None,
+        memory_gib=0.0,
+        secrets=(),
+        warm_start=None,
+    )
+
+
+@pytest.fixture
+def deployment(server, tmp_path):
+    """A ready deployment, as the database has it, behind a gateway that is the test's server."""
+    home = FlashHome(tmp_path / "home")
+    lock = try_lock(GATEWAY.lock_path(home))
+    announce(home, server.url)
+    plane = Plane(home, supervisor=("true",))
+    plane.submit(job(tmp_path), environment=tmp_path / "environment", secrets={})
+    deployments = Deployments(plane.database)
+    asked = deployments.ask(
+        Wish(
+            id=DEPLOYED,
+            run=RUN,
+            step=2,
+            digest="0" * 64,
+            model={"id": BASE, "plugin": "kit"},
+            backend="transformers",
+            settings={},
+            thinking=False,
+            stop=(),
+        )
+    )
+    deployments.moved(asked, "ready")
+    yield deployments, asked
+    os.close(lock)
+
+
+def test_what_is_deployed_answers_through_the_gateway(say, server, backend, deployment):
+    code, out, _ = say(DEPLOYED, "-m", "hi", "--json")
+
+    [(_, headers, body)] = server.requests
+    assert code == 0
+    assert json.loads(out)["via"] == "gateway"
+    assert body["model"] == DEPLOYED
+    assert headers["Authorization"].startswith("Bearer flash-")
+    assert "chat_template_kwargs" not in body
+    assert backend.calls == []
+
+
+def test_a_gateway_that_is_not_that_far_yet_is_asked_again(say, server, deployment, monkeypatch):
+    monkeypatch.setattr("flash.cli.chat_partner.PAUSE_S", 0)
+    away = {"error": {"message": "it is being deployed", "code": "server_unavailable"}}
+    later = iter([(503, away, {}), (503, away, {})])
+    last = (200, streamed(chunk("here", "stop")), {})
+    server.answer = lambda _: next(later, last)
+    code, out, _ = say(DEPLOYED, "-m", "hi")
+
+    assert (code, out) == (0, "here\n")
+    assert len(server.requests) == 3
+
+
+def test_a_failed_deployment_says_why(say, server, deployment):
+    deployments, asked = deployment
+    deployments.moved(asked, "failed", error="its rank is too high", hint="raise max_lora_rank")
+    code, out, err = say(DEPLOYED, "-m", "hi")
+
+    assert (code, out) == (1, "")
+    assert f"error: {DEPLOYED} cannot be served: its rank is too high\n" in err
+    assert "hint: raise max_lora_rank\n" in err
+    assert server.requests == []
 
 
 def test_one_answer_is_all_that_stdout_gets(say, backend):
