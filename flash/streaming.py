@@ -24,7 +24,7 @@ from flash.errors import FlashError
 from flash.server_process import UnixConnection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
 
     from flash.gateway.reasoning import Splitter
     from flash.values import Address
@@ -84,7 +84,7 @@ class Reply:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Generator[Piece, None, None]:
         """Ask, and yield what comes; raises `Refused`, `Unreachable` and `FlashError`."""
         body = {**self.body, "stream": True, "stream_options": {"include_usage": True}}
         with contextlib.closing(_connection(self.address)) as connection:

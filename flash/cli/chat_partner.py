@@ -21,7 +21,7 @@ from flash.gateway.reasoning import Splitter
 from flash.streaming import Refused, Reply, Unreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from flash.cli.app import App
     from flash.cli.targets import Target
@@ -73,7 +73,7 @@ class _PatientReply(Reply):
 
     again: Callable[[], Address] = attrs.field(kw_only=True)
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Generator[Piece, None, None]:
         for _ in range(_TRIES):
             try:
                 yield from Reply.__iter__(self)
@@ -236,4 +236,4 @@ def _adapter(target: Target) -> tuple[ServedAdapter | None, dict[str, Any]]:
     if golden and golden.stop_sequences:
         body["stop"] = list(golden.stop_sequences)
     rank = read_adapter(target.adapter).rank
-    return ServedAdapter(target.name, target.adapter, rank), body
+    return ServedAdapter(name=target.name, folder=target.adapter, rank=rank), body
