@@ -24,6 +24,12 @@ class Deployer:
         self._threads: dict[Key, threading.Thread] = {}
         self._busy_at_s = time.monotonic()
 
+    def hold(self) -> None:
+        """Have those who ask wait for everything that is wanted: nothing of it is served yet."""
+        for row in self._parts.deployments.wanted():
+            if row.wanted == "served":
+                self._parts.routes.hold(row.id, f"{row.id} is being deployed; ask again soon")
+
     def run(self) -> None:
         """Look at the table until `close`."""
         while not self._closing.wait(self._parts.times.look_s):

@@ -22,11 +22,11 @@ import attrs
 
 from flash.adapters import Adapter, check_fits, read_adapter
 from flash.errors import FlashError, StoreError
-from flash.files import sha256
 from flash.parity import GoldenSet, compare
+from flash.plane.copies import digest_of
 from flash.plugins import boundary
 from flash.server_process import UnixConnection
-from flash.worker.checkpoints import MANIFEST, damaged_file
+from flash.worker.checkpoints import MANIFEST, CheckpointStore, damaged_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -109,12 +109,13 @@ def check(deployment: Deployment, folder: Path, base: Path) -> Checked:
     fit; nothing was loaded then.
     """
     damaged = damaged_file(folder)
-    if damaged is None and sha256(folder / MANIFEST) != deployment.digest:
+    copy = CheckpointStore(folder.parent).final()
+    if damaged is None and (copy is None or digest_of(copy) != deployment.digest):
         damaged = MANIFEST
     if damaged is not None:
         raise StoreError(
             f"{folder / damaged} is not what was deployed: it has changed since",
-            hint=f"copy it anew: flash undeploy {deployment.id}, then flash deploy it again",
+            hint=f"copy it anew: flash undeploy {deployment.id}, then deploy it again",
         )
     adapter = read_adapter(folder)
     check_fits(adapter, base)

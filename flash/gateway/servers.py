@@ -21,11 +21,11 @@ import traceback
 from typing import TYPE_CHECKING, Final
 
 from flash.errors import FlashError, PluginError, SpecError, Unreachable, UsageError
-from flash.gateway.copies import adapter_folder, clear
 from flash.gateway.gate import Gate, NotServed, check
 from flash.gateway.live import Abandoned, Asking, Starter
 from flash.gateway.parts import Key
 from flash.gateway.trouble import explained
+from flash.plane.copies import adapter_folder, clear
 from flash.values import ServedAdapter
 
 if TYPE_CHECKING:
@@ -295,7 +295,7 @@ class Server:
     # What is served.
 
     def _look_after(self, wanted: Sequence[Deployment]) -> bool:
-        """Ask the server for its health when it is time to."""
+        """Ask the server for its health when it is time to; say whether it was found dead."""
         live = self._live
         if live is None:
             return False
@@ -307,11 +307,12 @@ class Server:
             self._asking.call("health", live.backend.health, self._times.health_s)
         except FlashError as error:
             live.misses += 1
-            if live.misses >= MISSES:
-                self._break_down(error, wanted)
-        else:
-            live.misses = 0
-            live.look_at_s = time.monotonic() + self._times.health_every_s
+            if live.misses < MISSES:
+                return False
+            self._break_down(error, wanted)
+            return True
+        live.misses = 0
+        live.look_at_s = time.monotonic() + self._times.health_every_s
         return False
 
     def _break_down(self, error: FlashError, wanted: Sequence[Deployment]) -> None:

@@ -55,7 +55,7 @@ def url_of(home: FlashHome) -> str | None:
     path = address_path(home)
     try:
         said = json.loads(path.read_bytes())
-        url = str(said["url"])
+        url, pid = str(said["url"]), int(said["pid"])
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -63,7 +63,16 @@ def url_of(home: FlashHome) -> str | None:
     except (ValueError, KeyError, TypeError) as error:
         message = f"{path} is damaged: {error}"
         raise StoreError(message, hint="remove it; the gateway writes it anew") from error
-    return url if GATEWAY.runs(home) else None
+    # Of one that was killed the file stays until the next one writes its own.
+    return url if _is_alive(pid) and GATEWAY.runs(home) else None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Keeper:
