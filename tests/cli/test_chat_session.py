@@ -2,15 +2,12 @@
 
 import itertools
 import json
-import os
-import pty
 import re
-import select
 import sys
-import time
 
 import pytest
 from chat_server import Server, chunk, streamed
+from terminal import Terminal
 
 START = """
 import sys
@@ -30,51 +27,6 @@ def server():
     server = Server()
     yield server
     server.close()
-
-
-class Terminal:
-    """A program in a terminal of its own: what is typed, and all that it showed."""
-
-    def __init__(self, command, folder, **environ):
-        self.shown = ""
-        pid, self.screen = pty.fork()
-        if not pid:
-            os.chdir(folder)
-            environ = {**os.environ, "TERM": "xterm", "INPUTRC": "/dev/null", **environ}
-            os.execvpe(command[0], command, environ)
-        self.pid = pid
-
-    def type(self, text):
-        os.write(self.screen, text.encode())
-
-    def line(self, text, *, until="> "):
-        """Type a line; return what came until the next prompt."""
-        self.type(text + "\n")
-        return self.wait(until)
-
-    def wait(self, text, *, deadline_s=60):
-        """Return what came up to `text`, and forget it."""
-        end = time.monotonic() + deadline_s
-        while text not in self.shown:
-            if not select.select([self.screen], [], [], max(0, end - time.monotonic()))[0]:
-                pytest.fail(f"no {text!r} in {self.shown!r}")
-            try:
-                self.shown += os.read(self.screen, 4096).decode().replace("\r\n", "\n")
-            except OSError:
-                pytest.fail(f"ended, with no {text!r} in {self.shown!r}")
-        before, _, self.shown = self.shown.partition(text)
-        return before
-
-    def ended(self):
-        """Return the exit code, once it has ended."""
-        while True:
-            try:
-                if not os.read(self.screen, 4096):
-                    break
-            except OSError:
-                break
-        os.close(self.screen)
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 @pytest.fixture(scope="module")
