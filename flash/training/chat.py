@@ -74,12 +74,13 @@ class ChatRenderer:
     """
     Renders with one tokenizer's chat template.
 
-    `stops` are the tokens that end a turn. `thinking` is told to templates that can switch it.
+    `stops` are the tokens that end a turn. `thinking` is told to templates that can switch it;
+    None leaves it to them.
     """
 
     tokenizer: Any
     stops: frozenset[int]
-    thinking: bool
+    thinking: bool | None
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Any] | None = None) -> str:
         """
@@ -88,7 +89,7 @@ class ChatRenderer:
         Raises `TrainingDataError` where the chat template cannot render the conversation.
         """
         with _template_errors("the conversation"):
-            return self._text(_plain("the conversation", messages), tools, ask=True)
+            return self._text(plain("the conversation", messages), tools, ask=True)
 
     def glue(
         self, messages: Sequence[Message], since: int, tools: Sequence[Any] | None = None
@@ -101,11 +102,11 @@ class ChatRenderer:
         """
         name = "the conversation after an answer"
         with _template_errors(name):
-            plain = _plain(name, messages)
-            answer = len(plain) - since - 1
-            mark = _unused(plain)
-            said = [*plain[:answer], {"role": "assistant", "content": mark}]
-            asked = self._text([*said, *plain[answer + 1 :]], tools, ask=True)
+            read = plain(name, messages)
+            answer = len(read) - since - 1
+            mark = _unused(read)
+            said = [*read[:answer], {"role": "assistant", "content": mark}]
+            asked = self._text([*said, *read[answer + 1 :]], tools, ask=True)
             alone = self._text(said, tools)
         if asked.count(mark) != 1 or alone.count(mark) != 1:
             raise TrainingDataError(
@@ -125,7 +126,7 @@ class ChatRenderer:
             return self._render(conversation)
 
     def _render(self, row: Conversation) -> list[Rendered]:
-        opening, target = _plain(row.name, row.opening), _plain(row.name, row.target)
+        opening, target = plain(row.name, row.opening), plain(row.name, row.target)
         messages = [*opening, *target]
         turns = [at for at, one in enumerate(messages) if at >= len(opening) and _answers(one)]
         if not turns:
@@ -204,7 +205,8 @@ class ChatRenderer:
 
     def _options(self, tools: Sequence[Any] | None) -> dict[str, Any]:
         # `enable_thinking` is what hybrid models' templates call it; others do not look at it.
-        return {"tools": list(tools) if tools else None, "enable_thinking": self.thinking}
+        switch = {} if self.thinking is None else {"enable_thinking": self.thinking}
+        return {"tools": list(tools) if tools else None, **switch}
 
     def _tokens(self, text: str) -> tuple[list[int], list[int]]:
         encoded = self.tokenizer(
@@ -258,9 +260,9 @@ def _check_said(row: Conversation, message: Message, turn: str) -> None:
         )
 
 
-def _plain(name: str, messages: Sequence[Message]) -> list[Message]:
+def plain(name: str, messages: Sequence[Message]) -> list[Message]:
     """Return messages as templates expect them: text for content, objects for arguments."""
-    plain = []
+    found = []
     for message in messages:
         content = message.get("content")
         if isinstance(content, list):
@@ -268,8 +270,8 @@ def _plain(name: str, messages: Sequence[Message]) -> list[Message]:
         changed = {**message, "content": content if content is not None else ""}
         if message.get("tool_calls"):
             changed["tool_calls"] = [_plain_call(call) for call in message["tool_calls"]]
-        plain.append(changed)
-    return plain
+        found.append(changed)
+    return found
 
 
 def _part_text(name: str, part: Any) -> str:

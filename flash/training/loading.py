@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from flash import parity
 from flash.errors import ModelUnavailable, SpecError, StoreError
 from flash.values import Problem
 
@@ -76,12 +77,16 @@ def attach_lora(
     return adapted
 
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter as PEFT reads it: weights in safetensors, and its configuration."""
-    copied_adapter(model)(folder)
+def save_adapter(model: Any, folder: Path, golden: bytes | None = None) -> None:
+    """
+    Write the adapter as PEFT reads it: weights in safetensors, and its configuration.
+
+    `golden` is its golden set, see `flash.parity`.
+    """
+    copied_adapter(model, golden)(folder)
 
 
-def copied_adapter(model: Any) -> Callable[[Path], None]:
+def copied_adapter(model: Any, golden: bytes | None = None) -> Callable[[Path], None]:
     """Copy the adapter into host memory; return what writes the copy to a folder."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save
@@ -100,6 +105,8 @@ def copied_adapter(model: Any) -> Callable[[Path], None]:
         # Through memory, so that a full disk is an `OSError` and no library's own error.
         (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
         config.save_pretrained(folder)
+        if golden is not None:
+            (folder / parity.NAME).write_bytes(golden)
 
     return write
 

@@ -32,12 +32,14 @@ class TrainingRows:
     """
     The rows that fit, each as its documents, and the lengths in tokens of those that do not.
 
-    A row is one document unless its chat template rewrites earlier turns. Of a held-out split,
-    `all_rows` counts what there is, and `without_target` what has nothing to compare with.
+    A row is one document unless its chat template rewrites earlier turns; `conversations` are what
+    they were made from. Of a held-out split, `all_rows` counts what there is, and `without_target`
+    what has nothing to compare with.
     """
 
     rows: Sequence[Sequence[Document]]
     too_long: Sequence[int]
+    conversations: Sequence[Conversation]
     all_rows: int = 0
     without_target: int = 0
 
@@ -59,7 +61,7 @@ def training_rows(
     everything, or never the token that ends a turn.
     """
     tasks = _drawn(environment.tasks(split), most, seed)
-    read = _fitting(render_tasks(environment, tasks, renderer), max_length)
+    read = _fitting(conversations(environment, tasks), renderer, max_length)
     if not read.rows:
         raise TrainingDataError(
             f"none of the {len(tasks)} rows of split {split!r} fits max_length = {max_length} "
@@ -84,7 +86,7 @@ def held_out_rows(
     usable = [task for task in tasks if _answered(environment.target(task))]
     drawn = _drawn(usable, most, seed)
     return attrs.evolve(
-        _fitting(render_tasks(environment, drawn, renderer), max_length),
+        _fitting(conversations(environment, drawn), renderer, max_length),
         all_rows=len(tasks),
         without_target=len(tasks) - len(usable),
     )
@@ -94,6 +96,11 @@ def render_tasks(
     environment: Environment, tasks: Sequence[Task], renderer: ChatRenderer
 ) -> list[list[Rendered]]:
     """Render the opening and target of each task; `TrainingDataError` where one has no target."""
+    return [renderer.render(row) for row in conversations(environment, tasks)]
+
+
+def conversations(environment: Environment, tasks: Sequence[Task]) -> list[Conversation]:
+    """Return the opening and target of each task; `TrainingDataError` where one has no target."""
     targets = [environment.target(task) for task in tasks]
     pairs = zip(tasks, targets, strict=True)
     missing = [task.id for task, target in pairs if not _answered(target)]
@@ -104,13 +111,11 @@ def render_tasks(
             hint="give them an output, or take them out of the dataset",
         )
     return [
-        renderer.render(
-            Conversation(
-                name=f"row {task.id}",
-                opening=environment.start(task),
-                target=target or (),
-                tools=environment.tools(task),
-            )
+        Conversation(
+            name=f"row {task.id}",
+            opening=environment.start(task),
+            target=target or (),
+            tools=environment.tools(task),
         )
         for task, target in zip(tasks, targets, strict=True)
     ]
@@ -131,12 +136,13 @@ def _blank(content: Any) -> bool:
     return not str(content or "").strip()
 
 
-def _fitting(rendered: Sequence[Sequence[Rendered]], max_length: int) -> TrainingRows:
-    rows = [[one.document for one in row] for row in rendered]
+def _fitting(read: Sequence[Conversation], renderer: ChatRenderer, max_length: int) -> TrainingRows:
+    rows = [[one.document for one in renderer.render(row)] for row in read]
     lengths = [max(len(document.tokens) for document in row) for row in rows]
     return TrainingRows(
         [row for row, length in zip(rows, lengths, strict=True) if length <= max_length],
         [length for length in lengths if length > max_length],
+        [one for one, length in zip(read, lengths, strict=True) if length <= max_length],
     )
 
 

@@ -20,13 +20,15 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
+from flash import parity
 from flash.training import resuming
-from flash.training.loading import copied, copied_adapter
+from flash.training.loading import copied, copied_adapter, save_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from flash.contracts import WorkerContext
+    from flash.contracts import Checkpoint, WorkerContext
+    from flash.training.golden import GoldenMaker
 
 _RNG = "rng.pt"
 
@@ -47,13 +49,16 @@ class RunTrainer:
     optimizer: Any
     lr_scheduler: Any
     save_metrics: dict[str, float]
+    golden: GoldenMaker | None = None
+    _known_by: tuple[int, bytes | None] | None = None
 
-    def follow(self, context: WorkerContext) -> None:
-        """Belong to the run of `context` from here on."""
+    def follow(self, context: WorkerContext, golden: GoldenMaker | None = None) -> None:
+        """Belong to the run of `context` from here on; `golden` makes its golden sets."""
         trainer: Any = self
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_Control(context.config.save_at_steps, self.told_to_stop))
         self.context = context
+        self.golden = golden
         self.save_metrics = {}
 
     def told_to_stop(self) -> bool:
@@ -86,9 +91,28 @@ class RunTrainer:
                 self.state.global_step, self._copied(), metrics=self.save_metrics
             )
 
+    def save_final(self, start: Checkpoint | None) -> None:
+        """Save the final adapter; `start` is the checkpoint that the attempt began at."""
+        trainer: Any = self
+        if not trainer.is_world_process_zero():
+            return
+        if start is not None and not self.state.global_step:  # it was of the last step already
+            path = start.folder / "adapter" / parity.NAME
+            golden = path.read_bytes() if path.exists() else None
+        else:
+            golden = self._golden_set()
+        self.context.checkpoints.save_final(lambda folder: save_adapter(self.model, folder, golden))
+
+    def _golden_set(self) -> bytes | None:
+        """Return what the adapter of this step is known by; it is made once."""
+        step = self.state.global_step
+        if self.golden is not None and (self._known_by is None or self._known_by[0] != step):
+            self._known_by = (step, self.golden.make(self.model))
+        return self._known_by[1] if self._known_by else None
+
     def _copied(self) -> Callable[[Path], None]:
         """Copy all that a resume needs into host memory; return what writes it to a folder."""
-        write_adapter = copied_adapter(self.model)
+        write_adapter = copied_adapter(self.model, self._golden_set())
         files = copied(
             {
                 OPTIMIZER_NAME: self.optimizer.state_dict(),

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from flash.api import EnvironmentFault, FlashError, Problem, SpecError, TrainingDataError
 from flash.episodes import guarded
-from flash.training.chat import ChatRenderer, stop_tokens
+from flash.training.chat import ChatRenderer, Conversation, stop_tokens
 from flash.training.chat_model import ChatModel
 from flash.training.generate import OwnSampler
+from flash.training.golden import GoldenMaker, openings
 from flash.training.hotpath import HotPath, TargetScores
-from flash.training.loading import attach_lora, load_adapter, load_base, save_adapter
+from flash.training.loading import attach_lora, load_adapter, load_base
 from flash.training.sampler import Sampling, Stopped
 from flash_algorithm_grpo.examination import Examiner
 from flash_algorithm_grpo.practice import Practitioner
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from flash.api import Task, WorkerContext
     from flash.training.sampler import Sampler
+    from flash_algorithm_grpo.config import GrpoConfig
 
 
 def run(context: WorkerContext) -> None:
@@ -68,7 +70,8 @@ def train(context: WorkerContext, path: HotPath) -> None:
     context.reporter.phase("data")
     stops = stop_tokens(tokenizer, base.generation_config)
     renderer = ChatRenderer(tokenizer, stops, context.thinking)
-    tasks = _fitting(context, renderer, tokenizer, context.split)
+    fit = _fitting(context, renderer, tokenizer, context.split)
+    tasks = [task for task, _ in fit]
     if not tasks:
         raise TrainingDataError(f"split {context.split!r} has no tasks")
     sampler = _sampler(context, model, tokenizer)
@@ -76,6 +79,7 @@ def train(context: WorkerContext, path: HotPath) -> None:
         newest = context.checkpoints.newest()
         examiner = _examiner(context, renderer, tokenizer, sampler, stops)
         episodes = episodes_a_pass(config, several_turns=_several_turns(context, tasks))
+        scores = TargetScores(model, path, context.reporter.log)
         trainer = FlashGrpoTrainer(
             context,
             model=model,
@@ -86,7 +90,16 @@ def train(context: WorkerContext, path: HotPath) -> None:
                 starts=newest is None,
                 evaluates=examiner is not None,
             ),
-            scores=TargetScores(model, path, context.reporter.log),
+            scores=scores,
+            golden=GoldenMaker(
+                scores,
+                tokenizer,
+                openings((opening for _, opening in fit), renderer),
+                thinking=context.thinking,
+                stop_sequences=_stop_sequences(config),
+                stop=context.stop,
+                tell=context.reporter.warning,
+            ),
             sampler=sampler,
             practitioner=Practitioner(
                 config=config,
@@ -122,7 +135,7 @@ def train(context: WorkerContext, path: HotPath) -> None:
             f"of step {trainer.state.best_global_step}"
         )
     context.reporter.phase("save")
-    context.checkpoints.save_final(lambda folder: save_adapter(model, folder))
+    trainer.save_final(newest)
 
 
 def _sampler(context: WorkerContext, model: Any, tokenizer: Any) -> Sampler:
@@ -153,7 +166,6 @@ def _chat(
     top_p: float,
 ) -> ChatModel:
     config = context.config
-    sequences = config.stop_sequences
     return ChatModel(
         sampler,
         tokenizer,
@@ -162,18 +174,25 @@ def _chat(
             config.max_tokens,
             temperature,
             top_p,
-            (sequences,) if isinstance(sequences, str) else sequences,
+            _stop_sequences(config),
         ),
         context_tokens=config.max_length,
         thinking=context.thinking,
     )
 
 
+def _stop_sequences(config: GrpoConfig) -> tuple[str, ...]:
+    sequences = config.stop_sequences
+    return (sequences,) if isinstance(sequences, str) else tuple(sequences)
+
+
 def _fitting(
     context: WorkerContext, renderer: ChatRenderer, tokenizer: Any, split: str, most: int = 0
-) -> list[Task]:
+) -> list[tuple[Task, Conversation]]:
     """
     Return the tasks of a split, or `most` drawn by the seed, whose opening leaves room for a turn.
+
+    Each comes with its opening.
 
     Says how many do not, and how many have no opening; raises where that is so for each.
     """
@@ -181,7 +200,7 @@ def _fitting(
     if most and len(tasks) > most:
         places = random.Random(context.seed).sample(range(len(tasks)), most)  # noqa: S311 - rows, no secret
         tasks = [tasks[place] for place in sorted(places)]
-    found = [_opening_tokens(context, renderer, tokenizer, task) for task in tasks]
+    found = [_opening(context, renderer, tokenizer, task) for task in tasks]
     reasons = Counter(one for one in found if isinstance(one, str))
     if reasons:
         failed = f"{reasons.total()} of {len(tasks)} tasks of split {split!r} cannot be started"
@@ -189,12 +208,12 @@ def _fitting(
         if reasons.total() == len(tasks):
             raise EnvironmentFault(failed, hint="test the environment with `flash env test`")
         context.reporter.warning(f"{failed}; they are left out")
-    lengths = [one for one in found if isinstance(one, int)]
+    lengths = [one[1] for one in found if not isinstance(one, str)]
     room = config.max_length - config.max_tokens
     fit = [
-        task
-        for task, length in zip(tasks, found, strict=True)
-        if isinstance(length, int) and length <= room
+        (task, one[0])
+        for task, one in zip(tasks, found, strict=True)
+        if not isinstance(one, str) and one[1] <= room
     ]
     if lengths and not fit:
         raise TrainingDataError(
@@ -212,20 +231,26 @@ def _fitting(
     return fit
 
 
-def _opening_tokens(
+def _opening(
     context: WorkerContext, renderer: ChatRenderer, tokenizer: Any, task: Task
-) -> int | str:
-    """Return how many tokens a task's opening has, or why it has none."""
+) -> tuple[Conversation, int] | str:
+    """Return a task's opening and how many tokens it has, or why it has none."""
     environment = context.environment
-    found: list[int | str] = []
+    found: list[tuple[Conversation, int] | str] = []
     with guarded("start", context.config.episode_timeout_s, found.append):
         try:
-            text = renderer.prompt(environment.start(task), environment.tools(task))
+            row = Conversation(
+                name=f"task {task.id}",
+                opening=environment.start(task),
+                target=(),
+                tools=environment.tools(task),
+            )
+            text = renderer.prompt(row.opening, row.tools)
         except TrainingDataError as error:
             found.append(error.message)
         else:
             read = tokenizer(text, add_special_tokens=False, verbose=False)
-            found.append(len(read["input_ids"]))
+            found.append((row, len(read["input_ids"])))
     return found[-1]
 
 
@@ -241,7 +266,7 @@ def _examiner(
     if split is None:
         context.reporter.log("no held-out evaluation: the environment has no other split")
         return None
-    tasks = _fitting(context, renderer, tokenizer, split, HELD_OUT_TASKS)
+    tasks = [task for task, _ in _fitting(context, renderer, tokenizer, split, HELD_OUT_TASKS)]
     if not tasks:
         context.reporter.log(f"no held-out evaluation: split {split!r} has no tasks")
         return None

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from trl import GRPOConfig as TrlConfig
 
     from flash.api import WorkerContext
+    from flash.training.golden import GoldenMaker
     from flash.training.hotpath import TargetScores
     from flash.training.sampler import Sampler
     from flash_algorithm_grpo.examination import Examiner
@@ -71,6 +72,7 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
         tokenizer: Any,
         args: TrlConfig,
         scores: TargetScores,
+        golden: GoldenMaker,
         sampler: Sampler,
         practitioner: Practitioner,
         examiner: Examiner | None,
@@ -89,7 +91,7 @@ class FlashGrpoTrainer(RunTrainer, GRPOTrainer):  # type: ignore[misc] # TRL shi
             train_dataset=nothing,
             eval_dataset=nothing if examiner else None,
         )
-        self.follow(context)
+        self.follow(context, golden)
         self._scores = scores
         self._sampler = sampler
         self._practitioner = practitioner

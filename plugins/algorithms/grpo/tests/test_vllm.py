@@ -1,24 +1,12 @@
-"""
-The vLLM engine on a real vLLM server, and GRPO that samples from it.
-
-The server runs in the interpreter that FLASH_VLLM_PYTHON names; without one, its environment is
-made once, in a cache.
-"""
+"""The vLLM engine on a real vLLM server, and GRPO that samples from it."""
 
 from __future__ import annotations
-
-import hashlib
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from flash_algorithm_grpo.train import run
 
-from flash.testing.models import make_tiny_model
-from flash.training import vllm_setup
+from flash.testing.vllm import find_vllm, make_served_model
 from flash.training.loading import attach_lora, load_base
 from flash.training.sampler import Prompt, Sampling
 from flash.training.vllm import VllmSampler
@@ -28,36 +16,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="session")
 def vllm_python():
-    if named := os.environ.get("FLASH_VLLM_PYTHON"):
-        return named
-    digest = hashlib.sha256(vllm_setup.REQUIREMENTS.read_bytes()).hexdigest()[:16]
-    folder = Path.home() / ".cache" / "flash" / f"vllm-{digest}"
-    done = subprocess.run(
-        [sys.executable, "-m", "flash.training.vllm_setup", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        pytest.skip(f"vLLM for CPU cannot be installed here: {done.stderr.strip()[-500:]}")
-    return done.stdout.split()[-1]
+    return find_vllm()
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A tiny model with heads as wide as vLLM's kernels for CPU take them, sure of some tokens."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
-    config = AutoConfig.from_pretrained(folder)
-    config.head_dim = 32
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        model.get_input_embeddings().weight *= 7
-    model.save_pretrained(folder)
-    return folder
+    return make_served_model(tmp_path_factory.mktemp("models") / "tiny")
 
 
 def shift(model, amount):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from flash.api import Problem, SpecError
 from flash.training.chat import ChatRenderer, stop_tokens
+from flash.training.golden import GoldenMaker, openings
 from flash.training.hotpath import HotPath, TargetScores
-from flash.training.loading import attach_lora, load_adapter, load_base, save_adapter
+from flash.training.loading import attach_lora, load_adapter, load_base
 from flash.training.rows import held_out_rows, training_rows
 from flash_algorithm_sft.recipe import (
     HELD_OUT_ROWS,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from flash.api import WorkerContext
     from flash.training.packing import Document
+    from flash.training.rows import TrainingRows
 
 
 def run(context: WorkerContext) -> None:
@@ -67,20 +69,29 @@ def train(context: WorkerContext, path: HotPath) -> None:
     context.reporter.phase("data")
     stops = stop_tokens(tokenizer, base.generation_config)
     renderer = ChatRenderer(tokenizer, stops, context.thinking)
-    rows = _training_rows(context, renderer)
+    read = _training_rows(context, renderer)
     held_out = _held_out_rows(context, renderer)
+    scores = TargetScores(model, path, context.reporter.log)
     trainer = FlashSftTrainer(
         context,
         model=model,
         tokenizer=tokenizer,
         args=_arguments(context, model, evaluates=bool(held_out)),
-        scores=TargetScores(model, path, context.reporter.log),
+        scores=scores,
+        golden=GoldenMaker(
+            scores,
+            tokenizer,
+            openings(read.conversations, renderer),
+            thinking=context.thinking,
+            stop=context.stop,
+            tell=context.reporter.warning,
+        ),
         budget=ROW_TOKENS,
-        rows=rows,
+        rows=read.rows,
         held_out=held_out,
     )
     context.reporter.phase("train")
-    steps = config.max_steps or config.epochs * math.ceil(len(rows) / config.batch_size)
+    steps = config.max_steps or config.epochs * math.ceil(len(read.rows) / config.batch_size)
     if (last := max(config.save_at_steps, default=0)) > steps:
         context.reporter.warning(
             f"train.save_at_steps: there will be no checkpoint of step {last}, because with the "
@@ -98,11 +109,10 @@ def train(context: WorkerContext, path: HotPath) -> None:
             f"step {trainer.state.best_global_step}"
         )
     context.reporter.phase("save")
-    if trainer.is_world_process_zero():
-        context.checkpoints.save_final(lambda folder: save_adapter(model, folder))
+    trainer.save_final(newest)
 
 
-def _training_rows(context: WorkerContext, renderer: ChatRenderer) -> Sequence[Sequence[Document]]:
+def _training_rows(context: WorkerContext, renderer: ChatRenderer) -> TrainingRows:
     most = context.config.max_length
     read = training_rows(
         context.environment,
@@ -117,7 +127,7 @@ def _training_rows(context: WorkerContext, renderer: ChatRenderer) -> Sequence[S
             f"{len(read.too_long)} of {len(read.rows) + len(read.too_long)} rows are longer than "
             f"max_length = {most} tokens and are left out; the longest has {max(read.too_long)}"
         )
-    return read.rows
+    return read
 
 
 def _held_out_rows(context: WorkerContext, renderer: ChatRenderer) -> Sequence[Sequence[Document]]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from trl import SFTConfig as TrlConfig
 
     from flash.api import WorkerContext
+    from flash.training.golden import GoldenMaker
     from flash.training.hotpath import TargetScores
 
 
@@ -47,6 +48,7 @@ class FlashSftTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc] # TRL ships
         tokenizer: Any,
         args: TrlConfig,
         scores: TargetScores,
+        golden: GoldenMaker,
         budget: int,
         rows: Sequence[Sequence[Document]],
         held_out: Sequence[Sequence[Document]],
@@ -59,7 +61,7 @@ class FlashSftTrainer(RunTrainer, SFTTrainer):  # type: ignore[misc] # TRL ships
             train_dataset=_dataset(rows),
             eval_dataset=_dataset(held_out) if held_out else None,
         )
-        self.follow(context)
+        self.follow(context, golden)
         self._scores = scores
         self._budget = budget
         self._held_out = scores.rows(

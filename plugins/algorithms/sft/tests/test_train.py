@@ -237,6 +237,7 @@ def test_the_final_adapter_loads_in_peft_and_names_the_model_by_its_id(make, tin
     assert sorted(path.name for path in folder.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "golden.json",
     ]
     assert all(tensor.abs().sum() > 0 for tensor in loaded.values())
 
