@@ -20,6 +20,8 @@ from flash.cli import (
     chat,
     checkpoints,
     compare,
+    deploy,
+    deployments,
     env,
     env_test,
     evaluations,
@@ -31,9 +33,11 @@ from flash.cli import (
     runs,
     status,
     train,
+    usage,
     version,
 )
 from flash.cli import eval as eval_
+from flash.cli import keys as keys_
 from flash.cli.budget import BUDGET_KEYS
 from flash.cli.root import root
 from flash.spec.reference import configuration_page
@@ -96,6 +100,15 @@ JSON_OUTPUTS: Final = {
         "`sampled`:": env_test.SAMPLED_KEYS,
     },
     "flash env preview": {f"{_ARRAY} row:": env.JSON_KEYS},
+    "flash deploy": {
+        "`--json` prints one object, as of each in `flash deployments --json`.": {},
+        "`--dry-run --json` prints one object:": deploy.DRY_RUN_KEYS,
+    },
+    "flash deployments": {f"{_ARRAY} deployment:": deployments.JSON_KEYS},
+    "flash undeploy": {"`--json` prints one object, as of each in `flash deployments --json`.": {}},
+    "flash usage": {f"{_ARRAY} model and key:": usage.JSON_KEYS},
+    "flash keys": {f"{_ARRAY} key:": keys_.JSON_KEYS},
+    "flash keys add": {_OBJECT: keys_.ADD_KEYS},
     "flash gc": {_OBJECT: gc.JSON_KEYS},
     "flash models": {f"{_ARRAY} model:": models.JSON_KEYS},
     "flash plugins": {f"{_ARRAY} plugin:": plugins.JSON_KEYS},

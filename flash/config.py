@@ -9,6 +9,9 @@ The user's own configuration: `config.toml` in Flash's home.
     max_hours = 12
     max_usd = 20
 
+    [gateway]                                          # see `flash.gateway.settings`
+    port = 8808
+
 It is read strictly: an unknown key or a wrong type is an error, never ignored, because a
 misspelt deny-list would deny nothing, and a misspelt limit would limit nothing.
 """
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from flash.gateway.settings import GatewayTable
     from flash.spec.layers import Layer
 
 EVERY = "*"
@@ -51,20 +55,24 @@ class UserConfig:
     """
     What config.toml says; without the file, nothing is disabled and everything allowed.
 
-    `budget` is what a spec's `[budget]` is where no layer of it says otherwise; `path` the file.
+    `budget` is what a spec's `[budget]` is where no layer of it says otherwise; `path` the file;
+    `own_gateway` what is said of the gateway, or None.
     """
 
     path: Path
     disable: PluginList
     allow: PluginList | None
     budget: Mapping[str, float]
+    own_gateway: GatewayTable | None = None
 
     @classmethod
     def read(cls, path: Path) -> UserConfig:
         """Read `path`, which may not exist; raises `SpecError` with every problem in it."""
         data = _load(path)
-        problems = list(_unknown(path, "", data, {"plugins", "budget"}))
+        problems = list(_unknown(path, "", data, {"plugins", "budget", "gateway"}))
         budget, wrong = _budget(path, data.get("budget", {}))
+        problems += wrong
+        gateway, wrong = _gateway(path, data.get("gateway"))
         problems += wrong
         plugins = data.get("plugins", {})
         if not isinstance(plugins, dict):
@@ -85,7 +93,15 @@ class UserConfig:
             disable=lists["disable"] or PluginList((), str(path)),
             allow=lists["allow"],
             budget=budget,
+            own_gateway=gateway,
         )
+
+    @property
+    def gateway(self) -> GatewayTable:
+        """The `[gateway]` table, complete with defaults."""
+        from flash.gateway.settings import GatewayTable  # which most verbs have no use for
+
+        return self.own_gateway or GatewayTable()
 
     @property
     def defaults(self) -> Layer:
@@ -118,6 +134,16 @@ def _budget(path: Path, table: object) -> tuple[dict[str, float], list[Problem]]
         else:
             kept[name] = value
     return kept, problems
+
+
+def _gateway(path: Path, table: object) -> tuple[GatewayTable | None, list[Problem]]:
+    if table is None:
+        return None, []
+    from flash.gateway.settings import GatewayTable
+    from flash.spec.strict import Reader  # and with it cattrs
+
+    found, problems = Reader().read(GatewayTable, table, ("gateway",))
+    return found, [attrs.evolve(one, path=f"{path}: {one.path}") for one in problems]
 
 
 def _load(path: Path) -> dict[str, Any]:

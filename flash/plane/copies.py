@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flash.errors import StoreError
 from flash.files import store_error, sync_folder
 from flash.plane.lock import locked
-from flash.plane.removal import remove, set_aside
+from flash.plane.removal import remove
 from flash.worker.checkpoints import adapter_files, damaged_file, write_manifest
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = "deployments"
 _INCOMING: Final = ".incoming"
+_OLD: Final = ".old"
 _BLOCK_BYTES: Final = 1 << 20
 _ANOTHER: Final = "take another: flash checkpoints lists them"
 
@@ -75,12 +76,14 @@ def put(home: FlashHome, name: str, checkpoint: Checkpoint) -> None:
         for folder in (incoming, *(path for path in incoming.rglob("*") if path.is_dir())):
             sync_folder(folder)
         write_manifest(incoming, files)
-        old = set_aside(target, home) if target.exists() else None
+        old = target.with_name(_OLD)
+        remove(old)
+        if target.exists():
+            target.rename(old)
         incoming.rename(target)
         sync_folder(target.parent)
         sync_folder(target.parent.parent)
-        if old is not None:
-            remove(old)
+        remove(old)
     except OSError as error:
         raise store_error("copy the adapter to", target, error) from error
 
@@ -95,8 +98,28 @@ def clear(home: FlashHome, deployments: Deployments, row: Deployment) -> bool:
         found = deployments.get(row.id)
         if found is None or found.generation != row.generation:
             return False
-        remove(set_aside(adapter_folder(home, row.id).parent, home))
+        remove(adapter_folder(home, row.id).parent)
         return deployments.moved(row, "undeployed")
+
+
+def needless(home: FlashHome, deployments: Deployments) -> list[Path]:
+    """Return the folders of deployments that are gone, or never came to be."""
+    wanted = {one.id for one in deployments.all() if one.state != "undeployed"}
+    folders = (path for path in (home.root / FOLDER).glob("*") if path.is_dir())
+    return sorted(path for path in folders if _id_of(path) not in wanted)
+
+
+def remove_needless(home: FlashHome, deployments: Deployments, folder: Path) -> bool:
+    """Remove one of what `needless` has found, unless it is deployed by now; say whether."""
+    with changing(home, _id_of(folder)):
+        if folder not in needless(home, deployments):
+            return False
+        remove(folder)
+        return True
+
+
+def _id_of(folder: Path) -> str:
+    return folder.name.replace("@", "/")
 
 
 def _is_copy(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -21,8 +21,10 @@ import sqlalchemy as sa
 
 from flash.errors import StoreError, UsageError
 from flash.files import store_error
+from flash.plane import copies
 from flash.plane import database as tables
 from flash.plane.database import Database
+from flash.plane.deployments import Deployments
 from flash.plane.ids import is_run_id
 from flash.plane.lock import try_lock
 from flash.plane.machine import FINAL
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 
     from flash.home import FlashHome
 
-Kind = Literal["run", "state", "rollouts", "logs", "leftover", "secrets", "adapter", "cache"]
+Kind = Literal[
+    "run", "state", "rollouts", "logs", "leftover", "deployment", "secrets", "adapter", "cache"
+]
 DAY_S: Final = 24 * 3600.0
 UNUSED_S: Final = 30 * DAY_S
 """How long packages and environments are kept that were fetched and are not used."""
@@ -89,7 +93,7 @@ class Kept:
 
 @attrs.frozen(kw_only=True)
 class _Run:
-    """What of a run decides about it."""
+    """What of a run decides about it; `deployed` is a deployment that was not undeployed."""
 
     id: str
     state: str
@@ -98,6 +102,7 @@ class _Run:
     updated_s: float
     ended_s: float
     busy: bool
+    deployed: str | None
 
     @property
     def settled(self) -> bool:
@@ -117,6 +122,7 @@ class Garbage:
         self._home = home
         self._clock = clock
         self._database = Database(home.database)
+        self._deployments = Deployments(self._database)
         self._references = References(home)
 
     def find(self, rules: Rules) -> tuple[list[Item], list[Kept]]:
@@ -207,6 +213,8 @@ class Garbage:
             return f"is {run.state}"
         if run.busy:
             return "has ended, and its end is still being seen to"
+        if run.deployed:
+            return f"is deployed as {run.deployed}"
         # What a run that is done was trained from nobody reads again: a person may remove it.
         staying = [
             other.id
@@ -254,6 +262,9 @@ class Garbage:
         yield self._item("leftover", cut, "of a submit or a removal that was cut short")
         torn = [path for name in (".", "secrets", "evals") for path in self._torn(root / name)]
         yield self._item("leftover", torn, "of a write that was cut short")
+        for path in copies.needless(self._home, self._deployments):
+            if self._unused_s(path) > _SETTLED_S:
+                yield self._item("deployment", [path], "a copy of what was undeployed")
         secrets = (path for path in _listed(root / "secrets") if path.suffix == ".json")
         yield self._item("secrets", [one for one in secrets if one.stem not in runs], "of no run")
 
@@ -312,6 +323,9 @@ class Garbage:
             why = self._remove_part(item)
         elif item.kind == "leftover":
             self._remove_leftovers(item)
+        elif item.kind == "deployment":
+            if not copies.remove_needless(self._home, self._deployments, item.paths[0]):
+                why = "it was deployed meanwhile"
         else:
             why = self._remove_unused(item)
         empty_trash(self._home)
@@ -342,9 +356,9 @@ class Garbage:
                 aside = [set_aside(path, self._home) for path in item.paths]
         if item.kind == "state":  # of a run that is done, and nothing leads out of that
             CheckpointStore(self._home.runs / str(item.run)).thin()
-            return None
-        for path in aside:
-            remove(path)
+        else:
+            for path in aside:
+                remove(path)
         return None
 
     def _remove_leftovers(self, item: Item) -> None:
@@ -373,6 +387,8 @@ def _runs(connection: sa.Connection, name: str | None = None) -> list[_Run]:
     runs, attempts, notices = tables.runs.c, tables.attempts.c, tables.notices.c
     unreleased = sa.exists().where(attempts.run == runs.id, attempts.state != "released")
     untold = sa.exists().where(notices.run == runs.id, notices.not_before_s.is_not(None))
+    row = tables.deployments.c
+    served = sa.select(sa.func.min(row.id)).where(row.run == runs.id, row.state != "undeployed")
     query = sa.select(
         runs.id,
         runs.state,
@@ -381,6 +397,7 @@ def _runs(connection: sa.Connection, name: str | None = None) -> list[_Run]:
         runs.updated_s,
         sa.func.coalesce(runs.finished_s, runs.updated_s).label("ended_s"),
         (unreleased | untold).label("busy"),
+        served.scalar_subquery().label("deployed"),
     )
     if name is not None:
         query = query.where(runs.id == name)
@@ -394,6 +411,8 @@ def _has_changed(connection: sa.Connection, item: Item) -> str | None:
         return "somebody else has removed the run"
     if now.seen != item.seen or not now.settled:
         return f"the run has gone on meanwhile; it is {now.state}"
+    if item.kind == "run" and now.deployed:
+        return f"it is deployed as {now.deployed}"
     return None
 
 
@@ -403,6 +422,7 @@ def _delete(connection: sa.Connection, run: str) -> None:
     newest = connection.scalar(sa.select(sa.func.max(rows.change)))
     connection.execute(tables.notices.delete().where(tables.notices.c.run == run))
     connection.execute(tables.attempts.delete().where(tables.attempts.c.run == run))
+    connection.execute(tables.deployments.delete().where(tables.deployments.c.run == run))
     connection.execute(tables.runs.delete().where(rows.id == run))
     # Change numbers only ever grow: who has read this one must not be told it again for another.
     last = sa.select(rows.id).order_by(rows.change.desc()).limit(1).scalar_subquery()
@@ -412,6 +432,8 @@ def _delete(connection: sa.Connection, run: str) -> None:
 def _hint_for(run: _Run) -> str:
     if run.state not in FINAL:
         return f"flash cancel {run.id} ends it"
+    if run.deployed:
+        return f"first: flash undeploy {run.deployed}"
     return "try again in a moment" if run.busy else "remove that one first, or both together"
 
 

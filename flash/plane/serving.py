@@ -26,6 +26,7 @@ from flash.plane.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from flash.home import FlashHome
     from flash.plane.deployments import Deployment
@@ -54,6 +55,11 @@ class Serving:
         self.keys = Keys(database)
         self.usage = Usage(database)
 
+    @property
+    def log(self) -> Path:
+        """The gateway's log."""
+        return GATEWAY.log_path(self._home)
+
     def deployments(self) -> list[Deployment]:
         """Return every deployment that there ever was, by id."""
         return self._deployments.all()
@@ -76,14 +82,13 @@ class Serving:
         Return what `deploy` would have served; changes nothing.
 
         Without `backend`, it is the one that the run's spec has a table of, or else the embedded
-        one; without `settings`, they are the spec's, or else the backend's defaults. Raises
-        `UsageError` for what is not there, and `SpecError` for settings that are wrong.
+        one. `settings` go before those of that table, which go before the backend's defaults.
+        Raises `UsageError` for what is not there, and `SpecError` for settings that are wrong.
         """
         run, checkpoint = self._plane.named(reference)
         job = Job.from_dict(RunStore(self._plane.store(run.id)).job())
         tables = job.spec.get("serving", {})
         name = backend or _only(run.id, tables)
-        table = tables.get(name, {}) if settings is None else settings
         return Wish(
             id=run.id if checkpoint.step is None else f"{run.id}/step-{checkpoint.step}",
             run=run.id,
@@ -91,7 +96,7 @@ class Serving:
             digest=copies.digest_of(checkpoint),
             model=job.model,
             backend=name,
-            settings=_read(name, table, host),
+            settings=_read(name, {**tables.get(name, {}), **(settings or {})}, host),
             thinking=job.spec["thinking"],
             stop=job.spec.get("train", {}).get("stop_sequences") or (),
             allow_drift=allow_drift,

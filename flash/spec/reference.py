@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args, get_origin
 import attrs
 
 from flash.fields import setting_of
+from flash.gateway.settings import GatewayTable, Price
 from flash.plugins import PluginHost
 from flash.spec.limits import LIMIT_TABLES
 from flash.spec.model import EnvironmentTable, Spec
@@ -67,6 +68,10 @@ def configuration_page() -> str:
             parts += [f"### `[{kind}.{name}]`\n", f"{table.summary}\n"]
             parts += _secrets(table.secrets)
             parts += _settings(config_fields(table.config))
+    parts += ["## `[gateway]` in `config.toml` of Flash's home\n"]
+    parts += [f"{inspect.getdoc(GatewayTable)}\n", *_settings(config_fields(GatewayTable))]
+    parts += ["### `[gateway.prices.NAME]`\n", f"{inspect.getdoc(Price)}\n"]
+    parts += _settings(config_fields(Price))
     return "\n".join(parts)
 
 
