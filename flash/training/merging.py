@@ -1,9 +1,8 @@
 """
 A model for the time of sampling: its adapter in the base weights, in the layout that samples best.
 
-A batch of a few rows meets every weight once a token, and torch's matrix product for so few rows
-is slow on a CPU. oneDNN's is not, on weights that it has laid out for itself. The copy that merging
-makes anyway is made in that layout, so it costs no memory beyond the merged matrices.
+That is oneDNN's, for the few rows of a batch on a CPU. The copy that merging makes anyway is made
+in that layout, so it costs no memory beyond the merged matrices.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from flash.errors import FlashError
+from flash.training.onednn import has_onednn, packed, product
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-_TOLERANCE = 1e-4
-"""Most relative distance between oneDNN's product and torch's; a wrong layout is far beyond."""
 
 
 @contextlib.contextmanager
@@ -76,7 +73,7 @@ def _pack_adapter(model: Any, stack: contextlib.ExitStack) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    if not layers or not all(map(_is_plain, layers)) or not _has_onednn(layers[0].base_layer):
+    if not layers or not all(map(_is_plain, layers)) or not has_onednn(layers[0].base_layer):
         return False
     for layer in layers:
         base = layer.base_layer
@@ -86,16 +83,15 @@ def _pack_adapter(model: Any, stack: contextlib.ExitStack) -> bool:
             weight_OI = torch.addmm(weight_OI, b_OR, a_RI, alpha=layer.scaling[name])
         if not bool(weight_OI.sum().isfinite()):
             raise _diverged()
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI)  # noqa: SLF001 - checked by `_has_onednn`
-        _forward_by(layer, partial(_product, packed, base.bias), stack)
+        _forward_by(layer, partial(product, packed(weight_OI), base.bias), stack)
     return True
 
 
 def _quick_head(base: Any, stack: contextlib.ExitStack) -> None:
     """Have oneDNN compute the model's head, whose rows are many, from the weights as they are."""
     head = base.get_output_embeddings()
-    if type(head) is torch.nn.Linear and _has_onednn(head):
-        _forward_by(head, partial(_product, head.weight, head.bias), stack)
+    if type(head) is torch.nn.Linear and has_onednn(head):
+        _forward_by(head, partial(product, head.weight, head.bias), stack)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -111,28 +107,6 @@ def _is_plain(layer: Any) -> bool:
         if any(type(part) is not torch.nn.Linear or part.bias is not None for part in parts):
             return False
     return type(layer.base_layer) is torch.nn.Linear
-
-
-def _has_onednn(linear: torch.nn.Linear) -> bool:
-    """Try oneDNN's product, an operator of torch that is not public, on a corner of `linear`."""
-    weight_OI = linear.weight.detach()
-    if weight_OI.device.type != "cpu" or weight_OI.dtype is not torch.float32:
-        return False
-    corner_OI = weight_OI[:64, :64].contiguous()
-    x_NI = torch.linspace(-1, 1, 3 * corner_OI.shape[1]).view(3, -1)
-    expected_NO = x_NI @ corner_OI.T
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(corner_OI)  # noqa: SLF001 - tried here
-        found = [_product(weight, None, x_NI) for weight in (packed, corner_OI)]
-    except (AttributeError, RuntimeError, TypeError):  # this torch has it not, or otherwise
-        return False
-    most = _TOLERANCE * float(expected_NO.norm())
-    return all(float((one - expected_NO).norm()) <= most for one in found)
-
-
-def _product(weight: torch.Tensor, bias_O: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias_O, "none", [], "")  # noqa: SLF001 - checked by `_has_onednn`
-    return y
 
 
 def _forward_by(

@@ -2,18 +2,32 @@
 The engine: one base model, any number of LoRA adapters, requests of all of them in one batch.
 
 transformers has a continuous batching of its own (`generate_batch`), which knows one set of
-weights: a request there names no adapter. That is why this one exists.
+weights: a request there names no adapter. That is why this one exists. Left out: beams,
+speculation, and adapters beyond plain LoRA on linear layers.
 """
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+import torch
+
+from flash.errors import FlashError, UsageError
+from flash_serving_transformers.adapters import read_adapter
+from flash_serving_transformers.batch import Batch
+from flash_serving_transformers.decoder import Decoder
+from flash_serving_transformers.requests import Handle, Request, Stats
+from flash_serving_transformers.rows import Row, Scored
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from flash_serving_transformers.requests import Handle, Request, Stats, Take, TakeEnd
+    from flash_serving_transformers.adapters import Adapter
+    from flash_serving_transformers.requests import Take, TakeEnd
 
 
 class Engine:
@@ -32,9 +46,21 @@ class Engine:
 
         `context_tokens` bounds prompt and completion of a request, `cache_tokens` the keys and
         values of all rows together, `max_rows` the requests of a batch. Raises `UsageError` for a
-        family that cannot be decoded here.
+        family that cannot be decoded here, `FlashError` where memory does not suffice.
         """
-        raise NotImplementedError
+        self._decoder = Decoder(model, cache_tokens)
+        self._like = torch.empty(0, dtype=model.dtype, device=model.device)
+        self._words = model.get_input_embeddings().num_embeddings
+        self._most_tokens = min(context_tokens, cache_tokens)
+        self._cache_tokens = cache_tokens
+        self._max_rows = max_rows
+        self._batch = Batch(self._decoder)
+        self._adapters: dict[str, Adapter] = {}
+        self._waiting: deque[Row] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
 
     def submit(self, request: Request, take: Take, ended: TakeEnd) -> Handle:
         """
@@ -44,11 +70,16 @@ class Engine:
         what went wrong. Raises `UsageError` for a request that can never be served: an unknown
         adapter, an empty prompt, more tokens than the context or the cache has.
         """
-        raise NotImplementedError
+        self._check(request)
+        handle = Handle(request)
+        self._queue(Row(handle, self._adapter(request.adapter), take, ended))
+        return handle
 
     def cancel(self, handle: Handle) -> None:
         """End a request at the next step, as "cancelled"; one that has ended stays as it is."""
-        raise NotImplementedError
+        handle.cancelled.set()
+        with self._changed:
+            self._changed.notify()
 
     def add_adapter(self, name: str, folder: Path) -> None:
         """
@@ -57,7 +88,9 @@ class Engine:
         Requests in flight go on; those of an adapter that had the name end with its old weights.
         Raises `UsageError`, saying what does not fit, and leaves all as it was.
         """
-        raise NotImplementedError
+        adapter = read_adapter(name, folder, self._decoder.mixture.linears, self._like)
+        with self._changed:
+            self._adapters[name] = adapter
 
     def remove_adapter(self, name: str) -> None:
         """
@@ -65,7 +98,9 @@ class Engine:
 
         Returns at once; the weights are freed with the last of its requests.
         """
-        raise NotImplementedError
+        with self._changed:
+            self._adapters.pop(name, None)
+            self._changed.notify()
 
     def log_probs(
         self, adapter: str | None, prompt: Sequence[int], completion: Sequence[int]
@@ -76,12 +111,133 @@ class Engine:
         Computed with the requests under way, the very way their tokens are. Blocks. Raises as
         `submit` does, or what went wrong.
         """
-        raise NotImplementedError
+        if not completion:
+            return []
+        request = Request(tokens=prompt, adapter=adapter, max_tokens=len(completion))
+        self._check(request)
+        self._check_words(completion)
+        done = threading.Event()
+        found: list[list[float] | Exception] = []
+
+        def answer(what: list[float] | Exception) -> None:
+            found.append(what)
+            done.set()
+
+        self._queue(Scored(Handle(request), self._adapter(adapter), completion, answer))
+        done.wait()
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
 
     def stats(self) -> Stats:
         """Return what the engine does at this moment."""
-        raise NotImplementedError
+        with self._changed:
+            return Stats(
+                running=len(self._batch.rows),
+                waiting=len(self._waiting),
+                cache_tokens_used=self._decoder.arena.used,
+                cache_tokens=self._cache_tokens,
+                adapters=tuple(self._adapters),
+            )
 
     def close(self) -> None:
         """End every request as "cancelled" and stop the thread; idempotent."""
-        raise NotImplementedError
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _check(self, request: Request) -> None:
+        """Refuse a request that can never be served."""
+        if not request.tokens:
+            raise UsageError("the prompt is empty")
+        if request.max_tokens < 1:
+            raise UsageError(f"max_tokens is {request.max_tokens}, and must be at least 1")
+        self._check_words([*request.tokens, *request.logit_bias])
+        asked = len(request.tokens) + request.max_tokens
+        if asked > self._most_tokens:
+            raise UsageError(
+                f"the prompt has {len(request.tokens):,} tokens and may be continued by "
+                f"{request.max_tokens:,}: together they are more than the {self._most_tokens:,} "
+                "that one request may have here",
+                hint="shorten the prompt, or lower max_tokens",
+            )
+
+    def _check_words(self, tokens: Sequence[int]) -> None:
+        wrong = next((one for one in tokens if not 0 <= one < self._words), None)
+        if wrong is not None:
+            raise UsageError(f"there is no token {wrong}: the model has {self._words:,}")
+
+    def _adapter(self, name: str | None) -> Adapter | None:
+        if name is None:
+            return None
+        with self._changed:
+            if name in self._adapters:
+                return self._adapters[name]
+            known = ", ".join(sorted(self._adapters)) or "none"
+        raise UsageError(f"there is no adapter {name} on this server; there are: {known}")
+
+    def _queue(self, row: Row) -> None:
+        with self._changed:
+            if self._closed:
+                raise FlashError("the engine is closed")
+            self._waiting.append(row)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        """Work until closed: the engine's thread."""
+        with torch.inference_mode():
+            while self._wait():
+                try:
+                    self._admit()
+                    evicted = self._batch.step()
+                except Exception as error:  # noqa: BLE001 - whatever it is, every request must end
+                    self._drop([*self._batch.rows], error)
+                else:
+                    self._requeue(evicted)
+        with self._changed:
+            left = [*self._waiting]
+            self._waiting.clear()
+        for row in [*self._batch.rows, *left]:
+            row.end("cancelled")
+
+    def _wait(self) -> bool:
+        """Sleep until there is work; False when closed. Ends what was cancelled."""
+        with self._changed:
+            while True:
+                if self._closed:
+                    return False
+                cancelled = [row for row in self._waiting if row.handle.cancelled.is_set()]
+                for row in cancelled:
+                    self._waiting.remove(row)
+                if cancelled or self._batch.rows or self._waiting:
+                    break
+                self._changed.wait()
+        for row in cancelled:
+            row.end("cancelled")
+        for row in [row for row in self._batch.rows if row.handle.cancelled.is_set()]:
+            self._batch.leave(row)
+            row.end("cancelled")
+        return True
+
+    def _admit(self) -> None:
+        """Let those in that wait, the oldest first, while there is room."""
+        with self._changed:
+            while self._waiting and len(self._batch.rows) < self._max_rows:
+                if not self._batch.join(self._waiting[0]):
+                    break
+                self._waiting.popleft()
+            self._decoder.mixture.keep(
+                {*self._adapters.values(), *(row.adapter for row in self._batch.rows)}
+            )
+
+    def _requeue(self, evicted: Sequence[Row]) -> None:
+        with self._changed:
+            self._waiting.extendleft(evicted)
+
+    def _drop(self, rows: Sequence[Row], error: Exception) -> None:
+        for row in rows:
+            with suppress(ValueError):
+                self._batch.leave(row)
+            row.end(error)

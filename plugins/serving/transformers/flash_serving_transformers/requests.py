@@ -18,7 +18,7 @@ Ended = Literal["stop", "length", "cancelled"]
 class Constraint(Protocol):
     """Which token may come next, of one request; called in the engine's thread."""
 
-    def mask(self, logits_V: torch.Tensor) -> None:  # noqa: N803 - a shape suffix
+    def mask(self, logits_V: torch.Tensor) -> None:
         """Set the logits of the tokens that may not come next to minus infinity, in place."""
         ...
 
