@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 CALL, END_OF_CALL = "<tool_call>", "</tool_call>"
 """Between these a tool call is written, as JSON with `name` and `arguments`."""
 
-_SPACES: Final = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,32}"}
+_SPACES: Final = r"[\x20\x0A\x0D\x09]{0,32}"
 """White space has an end: small models may go on with it for ever."""
+
+_SPACE: Final = r"\x20?"
+"""A call is written in one line, as templates show it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -81,7 +84,7 @@ class GrammarConstraint:
         self._matcher = matcher
         self._words = np.zeros((1, (size + 31) // 32), dtype=np.int32)
 
-    def mask(self, logits_V: torch.Tensor) -> None:  # noqa: N803 - a shape suffix
+    def mask(self, logits_V: torch.Tensor) -> None:
         """Set the logits of what the grammar does not allow here to minus infinity."""
         import numpy as np
         import torch
@@ -110,7 +113,7 @@ def _lark(shape: Shape, language: Language) -> str:
     rules = []
     if shape.schema is not None:
         answers.append("json")
-        rules.append(f"json: %json {_json(shape.schema)}")
+        rules.append(f"json: %json {_json(shape.schema, _SPACES)}")
     if shape.tools:
         answers.append("said" if shape.text else "calls")
         calls = {"anyOf": [_call_schema(tool) for tool in shape.tools]}
@@ -118,7 +121,7 @@ def _lark(shape: Shape, language: Language) -> str:
         rules += [
             f"calls: {_mark(CALL, language)} call",
             f'call: "\\n" arguments "\\n" {_mark(END_OF_CALL, language)} {more}',
-            f"arguments: %json {_json(calls)}",
+            f"arguments: %json {_json(calls, _SPACE)}",
         ]
         if shape.text:
             rules += _text_before_calls(language)
@@ -152,11 +155,12 @@ def _text_before_calls(language: Language) -> list[str]:
     ]
 
 
-def _json(schema: Mapping[str, Any] | bool) -> str:
+def _json(schema: Mapping[str, Any] | bool, spaces: str) -> str:
     if isinstance(schema, bool):
         return json.dumps(schema)
     own = schema.get("x-guidance")
-    return json.dumps({**schema, "x-guidance": _SPACES | (own if isinstance(own, dict) else {})})
+    options = {"whitespace_pattern": spaces} | (own if isinstance(own, dict) else {})
+    return json.dumps({**schema, "x-guidance": options})
 
 
 def _call_schema(tool: Mapping[str, Any]) -> dict[str, Any]:
