@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import http.server
 import json
+import math
 import shutil
 import threading
 import time
@@ -34,6 +35,7 @@ from flash.values import Address, ModelCard
 from flash.worker.checkpoints import CheckpointStore
 
 BASE = "tiny/base"
+MODULE, SIZE = "model.layers.0.self_attn.q_proj", 32
 FIELDS = ("logprobs", "temperature", "tools")
 PROMPT, COMPLETION = [1, 2, 3], [4, 5]
 TRAINED, BARE = [-0.1, -0.2], [-2.0, -3.0]
@@ -190,8 +192,7 @@ class DeployBench:
             Database(blank).close()
         shutil.copy(blank, self.home.database)
         self.base = folder / "base"
-        self.base.mkdir(exist_ok=True)
-        (self.base / "config.json").write_text(json.dumps({"hidden_size": 32}))
+        write_base(self.base)
         self.database = Database(self.home.database)
         self.deployments = Deployments(self.database)
         self.closing = threading.Event()
@@ -226,12 +227,12 @@ class DeployBench:
     def routes(self):
         return [route.name for route in self.parts.routes.listed()]
 
-    def deploy(self, name, *, rank=8, golden=True, **wish):
+    def deploy(self, name, *, rank=8, golden=True, size=SIZE, **wish):
         """Put an adapter's copy in its place and ask for it to be served."""
         folder = adapter_folder(self.home, name)
-        saved = self.template / f"rank-{rank}-{golden}"
+        saved = self.template / f"rank-{rank}-{golden}-{size}"
         if not saved.exists():
-            CheckpointStore(saved).save_final(lambda to: write_adapter(to, rank, golden))
+            CheckpointStore(saved).save_final(lambda to: write_adapter(to, rank, golden, size))
         shutil.copytree(saved, folder.parent, dirs_exist_ok=True)
         run, _, step = name.partition("/step-")
         with self.database.writing() as connection:
@@ -283,11 +284,33 @@ RUN = {
 }
 
 
-def write_adapter(folder, rank=8, golden=True):
-    """Write an adapter's folder; its weights are real where the test's gate reads them."""
-    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "peft_type": "LORA"}))
+def write_base(folder):
+    """Write the base model: one matrix."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"hidden_size": SIZE}))
+    write_tensors(folder / "model.safetensors", {f"{MODULE}.weight": (SIZE, SIZE)})
+
+
+def write_adapter(folder, rank=8, golden=True, size=SIZE):
+    """Write an adapter of that matrix, or of one of another size."""
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    shapes = {"A": (rank, size), "B": (size, rank)}
+    tensors = {f"base_model.model.{MODULE}.lora_{part}.weight": shapes[part] for part in shapes}
+    write_tensors(folder / "adapter_model.safetensors", tensors)
     if golden:
         (folder / "golden.json").write_bytes(golden_set().to_json())
+
+
+def write_tensors(path, shapes):
+    """Write tensors of zeros as safetensors, without what reads them."""
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    said = json.dumps(header).encode()
+    path.write_bytes(len(said).to_bytes(8, "little") + said + bytes(at))
 
 
 def golden_set(prompts=1):
@@ -300,6 +323,17 @@ def golden_set(prompts=1):
         base_log_probs=BARE,
     )
     return GoldenSet(thinking=False, stop_sequences=(), dtype="float32", prompts=[one] * prompts)
+
+
+def settled(bench):
+    """Return a server with two adapters on it, both ready."""
+    bench.deploy("blue-1")
+    bench.deploy("red-2/step-10")
+    server = bench.server()
+    bench.steps(server)
+    assert bench.states() == {"blue-1": "ready", "red-2/step-10": "ready"}
+    bench.world.calls.clear()
+    return server
 
 
 def until(holds, what, limit_s=30.0):

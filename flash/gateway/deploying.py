@@ -39,6 +39,7 @@ class Deployer:
                 said = error.message if isinstance(error, FlashError) else traceback.format_exc()
                 self._parts.log.error("trouble", error=said)  # noqa: TRY400 - a line of the log
                 self._busy_at_s = time.monotonic()
+                self._closing.wait(self._parts.times.trouble_s)
 
     def round(self) -> None:
         """Have a thread for each server that there is something to do for."""

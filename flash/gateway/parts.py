@@ -28,7 +28,7 @@ class Times:
         drain_s: how long requests under way may hold up what is to go.
         sound_s: a server that answered for so long may break down as often as a new one.
         pause_s: before the first restart; twice as long before each one after.
-        look_s: between two looks at the table.
+        look_s: between two looks at the table, and `trouble_s` after one that failed.
         health_every_s: between two looks at a server's health.
 
     """
@@ -44,6 +44,7 @@ class Times:
     sound_s: float = 300.0
     pause_s: float = 1.0
     look_s: float = 0.2
+    trouble_s: float = 5.0
     health_every_s: float = 2.0
 
 

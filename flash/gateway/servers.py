@@ -90,6 +90,7 @@ class Server:
             except Exception as error:  # noqa: BLE001 - the disk, or a defect: it is looked at again
                 said = error.message if isinstance(error, FlashError) else traceback.format_exc()
                 self._log.error("trouble", error=said)
+                self._closing.wait(self._times.trouble_s)
             if not stepped:
                 self._closing.wait(self._times.look_s)
         self._stop()
@@ -108,7 +109,8 @@ class Server:
         if self._live is None and time.monotonic() < self._not_before_s:
             return False
         return (
-            self._check_next(wanted)
+            self._open_base(wanted)
+            or self._check_next(wanted)
             or self._start(wanted)
             or self._serve_next(wanted)
             or self._look_after(wanted)
@@ -125,20 +127,20 @@ class Server:
         if live is None:
             return False
         kept = {(row.id, row.generation) for row in wanted}
-        stale = [one for one in live.loaded.items() if one not in kept]
-        for name, _ in stale:
-            self._close(name)
+        stale = [name for name, generation in live.loaded.items() if (name, generation) not in kept]
         if not wanted:
-            self._close(self._key.base)
-            names = (*live.loaded, self._key.base)
-            stop = all([self._drained(name) for name in names])  # noqa: C419 - each one's time begins
-            if stop:
-                self._stop()
-            return stop
-        drained = next((name for name, _ in stale if self._drained(name)), None)
-        if drained is not None:
-            self._unload(live, drained)
-        return drained is not None
+            stale.append(self._key.base)
+        for name in stale:
+            self._close(name)
+        self._draining = {name: self._draining.get(name, time.monotonic()) for name in stale}
+        drained = [name for name in stale if self._is_drained(name)]
+        if not wanted and drained == stale:
+            self._stop()
+        elif wanted and drained:
+            self._unload(live, drained[0])
+        else:
+            return False
+        return True
 
     def _close(self, name: str) -> None:
         """Take our route away; another server may answer for the name by now."""
@@ -146,14 +148,10 @@ class Server:
         if self._live is not None and route is not None and route.address == self._live.address:
             self._routes.remove(name)
 
-    def _drained(self, name: str) -> bool:
+    def _is_drained(self, name: str) -> bool:
         """Say whether nothing is under way for a name without a route, or it takes too long."""
-        since_s = self._draining.setdefault(name, time.monotonic())
-        in_time = time.monotonic() - since_s < self._times.drain_s
-        if self._routes.under_way(name) and in_time:
-            return False
-        del self._draining[name]
-        return True
+        late = time.monotonic() - self._draining[name] >= self._times.drain_s
+        return late or not self._routes.under_way(name)
 
     def _unload(self, live: Live, name: str) -> None:
         """Unload it; where that fails, the server's health tells whether it matters."""
@@ -197,28 +195,30 @@ class Server:
             and route.address == live.address
         )
 
+    def _open_base(self, wanted: Sequence[Deployment]) -> bool:
+        """Have the base model on this disk."""
+        if self._base is not None:
+            return False
+        key = self._key
+        try:
+            self._base = self._asking.call(
+                "fetch", lambda: self._parts.bases.open(key.plugin, key.base), self._times.fetch_s
+            )
+        except FlashError as error:
+            self._break_down(error, wanted)
+        return True
+
     def _check_next(self, wanted: Sequence[Deployment]) -> bool:
         """Check the next adapter before anything is loaded."""
         row = next((row for row in wanted if _which(row) not in self._checked), None)
-        if row is None:
+        if self._base is None or row is None:
             return False
-        try:
-            base = self._base = self._base or self._open_base()
-        except FlashError as error:
-            self._break_down(error, wanted)
-            return True
         folder = adapter_folder(self._parts.home, row.id)
         try:
-            self._checked[_which(row)] = check(row, folder, base.folder)
+            self._checked[_which(row)] = check(row, folder, self._base.folder)
         except FlashError as error:
             self._fail(row, error)
         return True
-
-    def _open_base(self) -> Base:
-        key = self._key
-        return self._asking.call(
-            "fetch", lambda: self._parts.bases.open(key.plugin, key.base), self._times.fetch_s
-        )
 
     def _start(self, wanted: Sequence[Deployment]) -> bool:
         """Start the server where there is none."""
@@ -328,6 +328,7 @@ class Server:
             "broke down", error=error.message, next_try_s=None if given_up else pause_s
         )
         self._stop()
+        self._base = None  # whose folder may be gone by now
         self._not_before_s = time.monotonic() + pause_s
         for row in wanted:
             if given_up:
@@ -355,7 +356,6 @@ class Server:
         for name in (*live.loaded, self._key.base):
             self._close(name)
         self._live = None
-        self._draining.clear()
         self._starter.stop(live.backend)
         self._log.info("stopped")
 
