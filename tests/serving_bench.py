@@ -123,7 +123,8 @@ class ServingBench:
             (folder / "adapter_model.safetensors").write_bytes(os.urandom(5000))
 
         for step in steps:
-            saved.save(step, lambda folder: write(folder / "adapter"), metrics={})
+            metrics = steps[step] if isinstance(steps, dict) else {}
+            saved.save(step, lambda folder: write(folder / "adapter"), metrics=metrics)
         if final:
             saved.save_final(write)
         Records(self.database).add(

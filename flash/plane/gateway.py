@@ -95,7 +95,7 @@ class Keeper:
         self._look_at = self._start_at = float("-inf")
         self._started: subprocess.Popen[bytes] | None = None
         self._started_s = 0.0
-        self._pause_s = 1.0
+        self._pause_s = 0.0
         self._wanted = False
 
     def round(self) -> bool:
@@ -115,8 +115,8 @@ class Keeper:
         """Note the end of a gateway that we started; one that ends at once is given time."""
         self._started = None
         if code:
-            sound = now_s - self._started_s > _SOUND_S
-            self._pause_s = 1.0 if sound else min(2 * self._pause_s, LONGEST_PAUSE_S)
+            before_s = 0.0 if now_s - self._started_s > _SOUND_S else self._pause_s
+            self._pause_s = min(max(1.0, 2 * before_s), LONGEST_PAUSE_S)
             self._start_at = now_s + self._pause_s
             self._log.warning("the gateway ended", code=code, next_try_s=self._pause_s)
 
