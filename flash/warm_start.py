@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
+from flash.adapters import CONFIG, HINT, WEIGHTS, odd_setting, read_config, targets_of
 from flash.context import plugin_context
 from flash.errors import UsageError
 from flash.files import mark_used
@@ -24,21 +25,7 @@ if TYPE_CHECKING:
     from flash.plugins import PluginHost
 
 FIELD: Final = "init_from_adapter"
-_CONFIG: Final = "adapter_config.json"
-_WEIGHTS: Final = "adapter_model.safetensors"
-_LARGEST_CONFIG: Final = 1 << 20
 _OF_A_RUN: Final = re.compile(r"[^/]*(/step-\d+|/best|/final)?")
-
-# What makes an adapter compute something else than alpha / r * B A on the base model's own
-# weights. Training would drop it, and go on from another model than the one that was named.
-_NOT_PLAIN: Final = (
-    *("alora_invocation_tokens", "alpha_pattern", "arrow_config", "bias", "kasa_config"),
-    *("layer_replication", "lora_bias", "modules_to_save", "monteclora_config", "rank_pattern"),
-    *("target_parameters", "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora"),
-    *("use_rslora", "velora_config"),
-)
-_PLAIN_STARTS: Final = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Other `init_lora_weights` change the base model's weights too."""
 
 
 @attrs.frozen
@@ -68,10 +55,10 @@ def adapter_folder(reference: str, base: Path) -> Path | None:
         folder = (base / Path(reference).expanduser()).absolute()
     except RuntimeError as error:  # no such user, or no home folder
         raise UsageError(f'the folder "{reference}" cannot be found: {error}') from error
-    if _exists(folder / _CONFIG):
+    if _exists(folder / CONFIG):
         return folder
     if reference.startswith(("./", "../", "/", "~")) or _exists(folder):
-        message = f"{folder} holds no adapter: there is no {_CONFIG}"
+        message = f"{folder} holds no adapter: there is no {CONFIG}"
         raise UsageError(message, hint="name the folder that PEFT saved the adapter in")
     return None
 
@@ -126,46 +113,19 @@ def _exists(path: Path) -> bool:
 
 def read_adapter(reference: str, folder: Path, revision: str | None = None) -> Adapter:
     """Return the adapter in `folder`; raises `UsageError` where it cannot be trained on."""
-    path = folder / _CONFIG
-    hint = "name an adapter that PEFT or Flash saved"
-    try:
-        with path.open("rb") as file:
-            config: Any = json.loads(file.read(_LARGEST_CONFIG))
-    except OSError as error:
-        message = f"{path} cannot be read: {error.strerror or error}"
-        raise UsageError(message, hint=hint) from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON: {error}", hint=hint) from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "LORA":
-        raise UsageError(f"{path} describes no LoRA adapter: peft_type is {kind!r}", hint=hint)
-    base, rank, alpha = (config.get(k) for k in ("base_model_name_or_path", "r", "lora_alpha"))
-    if not isinstance(base, str) or type(rank) is not int or type(alpha) not in {int, float}:
+    config = read_config(folder)
+    targets = targets_of(folder, config)
+    if odd := odd_setting(config, patterns=False):
         raise UsageError(
-            f"{path} does not say base_model_name_or_path, r and lora_alpha", hint=hint
-        )
-    targets = config.get("target_modules")
-    if isinstance(targets, list) and all(isinstance(name, str) for name in targets):
-        targets = tuple(sorted(targets))
-    if not targets or not isinstance(targets, str | tuple):
-        raise UsageError(f"{path} does not say target_modules", hint=hint)
-    _check_plain(path, config)
-    if not _exists(folder / _WEIGHTS):
-        message = f"{folder} holds no weights that can be read: there is no {_WEIGHTS}"
-        raise UsageError(message, hint=f"{hint}, with its weights as safetensors")
-    return Adapter(reference, folder, base, rank, alpha, targets, revision)
-
-
-def _check_plain(path: Path, config: Mapping[str, Any]) -> None:
-    odd = [name for name in _NOT_PLAIN if config.get(name) not in (None, False, "none", [], {})]
-    if config.get("init_lora_weights") not in _PLAIN_STARTS:
-        odd.append("init_lora_weights")
-    if odd:
-        raise UsageError(
-            f"{path}: {odd[0]} is {json.dumps(config[odd[0]])}, and training goes on from plain "
-            "LoRA only",
+            f"{folder / CONFIG}: {odd} is {json.dumps(config[odd])}, and training goes on from "
+            "plain LoRA only",
             hint="start from another adapter, or merge this one into its model and train on that",
         )
+    if not _exists(folder / WEIGHTS):
+        message = f"{folder} holds no weights that can be read: there is no {WEIGHTS}"
+        raise UsageError(message, hint=f"{HINT}, with its weights as safetensors")
+    base, rank, alpha = (config[k] for k in ("base_model_name_or_path", "r", "lora_alpha"))
+    return Adapter(reference, folder, base, rank, alpha, targets, revision)
 
 
 def misfits(adapter: Adapter, model: ChosenModel, asked: Mapping[str, Any]) -> Iterator[Problem]:
