@@ -27,9 +27,10 @@ from flash.gateway.routes import Route, Routes
 from flash.gateway.usage import UsageWriter
 from flash.values import Address
 
+SAMPLING = {"temperature", "top_p", "n", "seed", "stop", "min_p", "top_k", "logit_bias"}
+SHAPE = {"tools", "tool_choice", "parallel_tool_calls", "response_format", "echo", "user"}
 FIELDS = frozenset(
-    "temperature top_p n seed stop logprobs top_logprobs tools tool_choice parallel_tool_calls "
-    "response_format presence_penalty frequency_penalty logit_bias min_p top_k echo user".split()
+    SAMPLING | SHAPE | {"logprobs", "top_logprobs", "presence_penalty", "frequency_penalty"}
 )
 KEY = "flash-the-key-of-this-home"
 PROMPT, CACHED = 7, 3
@@ -50,6 +51,8 @@ class Answer:
     said: object = None
     tool_calls: tuple = ()
     logprobs: bool = False
+    waits: threading.Event | None = None
+    """Nothing comes before it is set."""
 
 
 class Backend:
@@ -82,6 +85,8 @@ class Backend:
         self.requests.append(body)
         self.headers.append(request.headers.copy())
         answer = self.answer(body)
+        if answer.waits:
+            await asyncio.to_thread(answer.waits.wait)
         if answer.status != 200:
             return web.json_response(answer.said, status=answer.status)
         try:
@@ -123,26 +128,14 @@ class Backend:
         count = body.get("n", 1) * prompts_of(body)
 
         async def send(index, tokens, piece, reason=None):
-            shown = logprobs(answer, piece) if piece else None
-            choice = {"index": index, "finish_reason": reason, "logprobs": shown}
-            if chat:
-                choice["delta"] = {"content": piece} if piece is not None else {}
-                if tokens == 0:
-                    choice["delta"]["role"] = "assistant"
-                if reason and answer.tool_calls:
-                    calls = [call | {"index": at} for at, call in enumerate(answer.tool_calls)]
-                    choice["delta"] = {"tool_calls": calls}
-            else:
-                choice["text"] = piece or ""
+            choice = piece_of(answer, index, tokens, piece, reason, chat=chat)
             content = envelope(kind, body, [choice]) | {"usage": usage_of(PROMPT, tokens)}
             await response.write(event(content))
 
-        if chat:
+        pieces = ["", *answer.pieces] if chat else answer.pieces
+        for at, piece in enumerate(pieces, 0 if chat else 1):
             for index in range(count):
-                await send(index, 0, "")
-        for at, piece in enumerate(answer.pieces):
-            for index in range(count):
-                await send(index, at + 1, piece)
+                await send(index, at, piece)
         if answer.ends == "silent":
             await asyncio.sleep(3600)
         if answer.ends == "broken":
@@ -160,6 +153,19 @@ class Backend:
             await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response
+
+
+def piece_of(answer, index, tokens, piece, reason, *, chat):
+    shown = logprobs(answer, piece) if piece else None
+    choice = {"index": index, "finish_reason": reason, "logprobs": shown}
+    if not chat:
+        return choice | {"text": piece or ""}
+    delta = {} if piece is None else {"content": piece}
+    if tokens == 0:
+        delta["role"] = "assistant"
+    if reason and answer.tool_calls:
+        delta["tool_calls"] = [call | {"index": at} for at, call in enumerate(answer.tool_calls)]
+    return choice | {"delta": delta}
 
 
 def prompts_of(body):
@@ -224,7 +230,7 @@ class Lines:
     def info(self, event, **said):
         self.told.append({"event": event, **said})
 
-    warning = error = exception = info
+    warning = error = info
 
     def of(self, event):
         return [line for line in self.told if line["event"] == event]
@@ -267,6 +273,19 @@ class Bench:
         }
         self.routes.set(Route(name=name, **facts | said))
 
+    def renew(self):
+        """Forget what was, for the next test."""
+        until(lambda: not self.routes.under_way("tiny"))
+        for route in self.routes.listed():
+            self.routes.remove(route.name)
+        self.serve("tiny")
+        self.keys[1:] = []
+        self.backend.answer = lambda _request: Answer()
+        self.backend.left = 0
+        self.rows.slow_s, self.rows.trouble = 0.0, None
+        for what in (self.backend.requests, self.backend.headers, self.rows.written, self.log.told):
+            what.clear()
+
     def close(self):
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self._stop.set)
@@ -276,11 +295,9 @@ class Bench:
     def ask(self, method, path, content=None, *, key=KEY, headers=None):
         """Return (status, headers, body) of one request on a connection of its own."""
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.port)) as asked:
-            body = content if isinstance(content, bytes) else json.dumps(content).encode()
+            body = json.dumps(content).encode() if isinstance(content, dict) else content
             sent = {"Authorization": f"Bearer {key}"} if key else {}
-            asked.request(
-                method, path, body if content is not None else None, sent | (headers or {})
-            )
+            asked.request(method, path, body, sent | (headers or {}))
             answer = asked.getresponse()
             return answer.status, answer.headers, answer.read()
 

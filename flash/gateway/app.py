@@ -19,6 +19,7 @@ import json
 import re
 import secrets
 import time
+import traceback
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -134,7 +135,7 @@ class Gateway:
         except ConnectionError:
             raise
         except Exception:  # noqa: BLE001 - a defect is answered too, and logged
-            self._log.exception("a defect", id=exchange.id)
+            self._log.error("a defect", id=exchange.id, error=traceback.format_exc())
             return _refusal(
                 ApiError(500, f"a defect of the gateway; its log tells more of {exchange.id}"),
                 exchange,

@@ -49,13 +49,18 @@ async def listening(
             full = len(protocols.connections) >= limits.connections
             return _Full() if full else protocols()
 
+        loop = asyncio.get_running_loop()
         try:
-            server = await asyncio.get_running_loop().create_server(protocol, host, port)
+            server = await loop.create_server(protocol, host, port)
         except OSError as error:
             raise _not_to_be_had(host, port, error) from error
         try:
             yield server.sockets[0].getsockname()[1]
         finally:
+            for listener in server.sockets:
+                loop.remove_reader(listener.fileno())
+            # A connection that was accepted in this round would hang if the server closed now.
+            await asyncio.sleep(0)
             server.close()
             await app[GATEWAY].end(limits.grace_s)
     finally:

@@ -75,7 +75,7 @@ def accept(kind: Kind, body: Mapping[str, Any], route: Route, limits: Limits) ->
     said = {name: value for name, value in body.items() if value is not None}
     known = _CHAT if kind == "chat/completions" else _COMPLETION
     _refuse_unknown(said, known, kind)
-    said = {name: known[name](value, name) for name, value in said.items()}
+    said = {name: known[name](value, name) for name, value in said.items() if name in known}
     _together(said, kind)
     forwarded = {name: value for name, value in said.items() if name not in _OURS}
     _refuse_dishonoured(forwarded, route)

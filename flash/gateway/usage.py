@@ -32,7 +32,6 @@ PATIENCE_S: Final = 5.0
 MOST_KEPT: Final = 100_000
 """Rows that wait for a database that fails; of more, the oldest are lost."""
 
-_FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
 
 
@@ -75,12 +74,18 @@ class UsageWriter:
         *,
         patience_s: float = PATIENCE_S,
         most_kept: int = MOST_KEPT,
+        pause_s: float = 0.5,
     ) -> None:
-        """`add` commits rows, all or none, and passes over those that are there already."""
+        """
+        Start; `add` commits rows, all or none, and passes over those that are there already.
+
+        `pause_s` is waited after a first failure, and twice as long after each more.
+        """
         self._add = add
         self._log = log
         self._patience_s = patience_s
         self._most_kept = most_kept
+        self._pause_s = pause_s
         self._changed = threading.Condition()
         self._rows: deque[UsageRow] = deque()
         self._waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
@@ -171,7 +176,7 @@ class UsageWriter:
 
     def _pause(self) -> None:
         """Wait before the next try, longer each time, or until there is to be none after it."""
-        pause_s = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10))
+        pause_s = min(_LONGEST_PAUSE_S, self._pause_s * 2 ** min(self._failures - 1, 10))
         until = time.monotonic() + pause_s
         with self._changed:
             while not self._closing and (left_s := until - time.monotonic()) > 0:

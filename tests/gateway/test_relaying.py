@@ -1,0 +1,182 @@
+"""Bytes of a server in, bytes for a client out: cut anywhere, and held back at the end."""
+
+import itertools
+import json
+
+import pytest
+from gateway_bench import envelope, event, events, text_of, usage_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flash.gateway.errors import ApiError
+from flash.gateway.relaying import Relay, Tokens, whole
+from flash.gateway.requests import Asked
+
+BODY = {"model": "tiny"}
+
+
+def asked(**said):
+    facts = {
+        "body": {},
+        "stream": True,
+        "tells_usage": False,
+        "choices": 1,
+        "prompts": 1,
+        "splits": True,
+        "opened": False,
+    }
+    return Asked(**facts | said)
+
+
+def piece(text=None, *, index=0, reason=None, count=0, **delta):
+    said = delta | ({} if text is None else {"content": text})
+    choice = {"index": index, "delta": said, "finish_reason": reason}
+    kind = "chat.completion.chunk"
+    return event(envelope(kind, BODY, [choice]) | {"usage": usage_of(7, count)})
+
+
+def end(count):
+    return event(envelope("chat.completion.chunk", BODY, []) | {"usage": usage_of(7, count)})
+
+
+DONE = b"data: [DONE]\n\n"
+STREAM = b"".join(
+    [
+        piece("", role="assistant"),
+        *(
+            piece(text, count=at + 1)
+            for at, text in enumerate(["<thi", "nk>a b", " </think>", "\nc"])
+        ),
+        piece(reason="stop", count=4),
+        end(4),
+        DONE,
+    ]
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, len(STREAM)), max_size=20))
+def test_however_a_stream_is_cut_it_says_the_same(cuts):
+    relay = Relay(asked())
+    places = [0, *sorted(cuts), len(STREAM)]
+    out = b"".join(relay.feed(STREAM[a:b]) for a, b in itertools.pairwise(places))
+    assert (relay.over, relay.failure, relay.tokens) == (True, None, Tokens(7, 3, 4))
+    said = events(out + relay.rest())
+    assert (text_of(said, "reasoning_content"), text_of(said)) == ("a b", "c")
+    assert said[-1] == "[DONE]"
+
+
+def test_the_end_is_held_back_until_the_usage_is_written():
+    relay = Relay(asked(tells_usage=True))
+    sent = events(relay.feed(STREAM))
+    assert all(chunk["choices"][0]["finish_reason"] is None for chunk in sent)
+    *_, last, told, done = [None, *events(relay.rest())]
+    assert last["choices"][0]["finish_reason"] == "stop"
+    assert (told["choices"], told["usage"]["completion_tokens"], done) == ([], 4, "[DONE]")
+    assert all(chunk["usage"] is None for chunk in [*sent, last])
+
+
+def test_usage_is_told_only_to_those_who_ask():
+    relay = Relay(asked())
+    said = events(relay.feed(STREAM) + relay.rest())
+    assert not any("usage" in chunk for chunk in said[:-1])
+
+
+def test_several_answers_are_split_each_by_itself():
+    relay = Relay(asked(choices=2))
+    out = relay.feed(
+        piece("<think>a", index=0, count=1)
+        + piece("b", index=1, count=1)
+        + piece("</think>c", index=0, count=2)
+        + piece(reason="stop", index=1, count=1)
+    )
+    assert not relay.over
+    out += relay.feed(piece(reason="length", index=0, count=2) + DONE) + relay.rest()
+    said = events(out)
+    assert (text_of(said, "reasoning_content"), text_of(said)) == ("a", "c")
+    assert (text_of(said, "reasoning_content", 1), text_of(said, index=1)) == ("", "b")
+    assert relay.tokens == Tokens(7, 3, 3)
+
+
+def test_prompts_are_counted_each_once():
+    relay = Relay(asked(choices=4, prompts=2, splits=False))
+    for index in range(4):
+        relay.feed(piece("x", index=index, count=2))
+    assert relay.tokens == Tokens(14, 6, 8)
+
+
+def test_tool_calls_and_log_probabilities_pass_untouched():
+    calls = [{"index": 0, "id": "1", "function": {"name": "add", "arguments": "{}"}}]
+    logprobs = {"content": [{"token": "<thi", "logprob": -1.0}]}
+    relay = Relay(asked())
+    held = json.loads(piece("<thi", count=1)[6:])
+    held["choices"][0]["logprobs"] = logprobs
+    said = events(relay.feed(event(held) + piece(tool_calls=calls, count=2)))
+    assert (said[0]["choices"][0]["delta"], said[0]["choices"][0]["logprobs"]) == (
+        {"content": ""},
+        logprobs,
+    )
+    assert said[1]["choices"][0]["delta"] == {"tool_calls": calls}
+
+
+def test_comments_and_empty_lines_are_passed_over():
+    relay = Relay(asked())
+    assert relay.feed(b": ping\r\n\r\n") == b""
+    assert text_of(events(relay.feed(piece("a").replace(b"\n", b"\r\n")))) == "a"
+
+
+@pytest.mark.parametrize(
+    ("said", "word"),
+    [
+        (b"data: {what?}\n\n", "no answer of OpenAI's API"),
+        (b"data: 3\n\n", "no answer of OpenAI's API"),
+        (b'data: {"choices": [3]}\n\n', "no answer of OpenAI's API"),
+        (b"data: " + b"[" * 100_000 + b"\n\n", "no answer of OpenAI's API"),
+        (event({"error": {"message": "out of memory", "code": 500}}), "out of memory"),
+        (DONE, "broke off"),
+    ],
+)
+def test_what_a_server_does_wrong_ends_the_stream_with_an_error(said, word):
+    relay = Relay(asked())
+    assert relay.feed(piece("a", count=1)) != b""
+    relay.feed(said)
+    assert relay.over
+    assert word in relay.failure.message
+    assert relay.tokens == Tokens(7, 3, 1)
+
+
+def test_a_server_that_closes_before_the_end_has_failed_and_after_it_has_not():
+    early, late = Relay(asked()), Relay(asked())
+    early.feed(piece("a", count=1))
+    late.feed(piece("a", count=1) + piece(reason="stop", count=1))
+    early.end()
+    late.end()
+    assert early.failure.status == 502
+    assert (late.failure, late.tokens) == (None, Tokens(7, 3, 1))
+
+
+def body_of(text, **message):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}}
+    answer = envelope("chat.completion", BODY, [choice]) | {"usage": usage_of(7, 4)}
+    return json.dumps(answer).encode()
+
+
+def test_a_whole_answer_is_split_and_counted():
+    said, tokens = whole(body_of("<think> a </think> b "), asked())
+    message = json.loads(said)["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("a", "b")
+    assert tokens == Tokens(7, 3, 4)
+    said, _ = whole(body_of("a</think>b"), asked(opened=True))
+    assert json.loads(said)["choices"][0]["message"]["reasoning_content"] == "a"
+
+
+def test_a_whole_answer_without_a_trace_passes_as_it_is():
+    for body in (body_of(" a "), body_of(None, tool_calls=[])):
+        assert whole(body, asked())[0] is body
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"choices": []}', b"[" * 100_000])
+def test_a_whole_answer_that_is_none_is_the_servers_fault(body):
+    with pytest.raises(ApiError) as caught:
+        whole(body, asked())
+    assert caught.value.status == 502
