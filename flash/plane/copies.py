@@ -76,14 +76,9 @@ def put(home: FlashHome, name: str, checkpoint: Checkpoint) -> None:
         for folder in (incoming, *(path for path in incoming.rglob("*") if path.is_dir())):
             sync_folder(folder)
         write_manifest(incoming, files)
-        old = target.with_name(_OLD)
-        remove(old)
-        if target.exists():
-            target.rename(old)
-        incoming.rename(target)
+        _replace(target, incoming)
         sync_folder(target.parent)
         sync_folder(target.parent.parent)
-        remove(old)
     except OSError as error:
         raise store_error("copy the adapter to", target, error) from error
 
@@ -120,6 +115,20 @@ def remove_needless(home: FlashHome, deployments: Deployments, folder: Path) -> 
 
 def _id_of(folder: Path) -> str:
     return folder.name.replace("@", "/")
+
+
+def _replace(target: Path, incoming: Path) -> None:
+    old = target.with_name(_OLD)
+    remove(old)
+    if target.exists():
+        target.rename(old)
+    try:
+        incoming.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
+    remove(old)
 
 
 def _is_copy(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:

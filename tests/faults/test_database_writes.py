@@ -16,15 +16,42 @@ import sqlalchemy as sa
 from faults.disk import few_files, small_files
 
 from flash.errors import StoreError
+from flash.gateway.usage import UsageRow
 from flash.plane.database import Database, metadata
+from flash.plane.deployments import Deployments, Wish
+from flash.plane.keys import Keys
 from flash.plane.outbox import Outbox
 from flash.plane.records import Records
 from flash.plane.runs import Ending
+from flash.plane.usage import Usage
 from flash.values import Offer
 
 RUN = "0abcdefgh"
 SPEC = {"sink": {"webhook": {}}, "budget": {}, "provider": {}, "filling": "x" * 9000}
 OFFER = Offer(provider="local", id="cpu", memory_gib=8.0)
+
+WISH = Wish(
+    id=RUN,
+    run=RUN,
+    step=None,
+    digest="d",
+    model={"id": "m", "plugin": "hub"},
+    backend="b",
+    settings={"filling": "x" * 9000},
+    thinking=False,
+    stop=(),
+)
+USED = UsageRow(
+    request="r1",
+    time_s=1.0,
+    deployment=RUN,
+    base="m" * 9000,
+    key="somebody",
+    prompt_tokens=1,
+    cached_tokens=0,
+    completion_tokens=2,
+    status="ok",
+)
 
 
 def ending(event, outcome):
@@ -38,6 +65,9 @@ class Life:
         self.database = Database(path)
         self.records = Records(self.database)
         self.outbox = Outbox(self.database)
+        self.deployments = Deployments(self.database)
+        self.usage = Usage(self.database)
+        self.keys = Keys(self.database)
 
     @property
     def run(self):
@@ -92,6 +122,24 @@ class Life:
     def owner(self):
         self.records.owner()
 
+    def deploy(self):
+        self.deployments.ask(WISH)
+
+    def prove(self):
+        assert self.deployments.moved(self.deployments.get(RUN), "ready", report={"x": "r" * 9000})
+
+    def use(self):
+        self.usage.add([USED])
+
+    def key(self):
+        self.keys.add("somebody")
+
+    def undeploy(self):
+        self.deployments.ask_gone(RUN)
+
+    def clear(self):
+        assert self.deployments.moved(self.deployments.get(RUN), "undeployed")
+
     def everything(self):
         """Return all rows of all tables."""
         with self.database.reading() as connection:
@@ -104,6 +152,7 @@ class Life:
 STORY = (
     *("owner", "add", "wait", "begin", "see", "start", "spend", "warn", "stop", "requeue"),
     *("release", "begin", "see", "start", "fail", "release", "deliver", "resume", "cancel"),
+    *("deploy", "prove", "use", "key", "undeploy", "clear"),
 )
 
 
