@@ -53,6 +53,12 @@ class Answer:
     logprobs: bool = False
     waits: threading.Event | None = None
     """Nothing comes before it is set."""
+    allowed: threading.Semaphore | None = None
+    """Each event of a stream takes one of it."""
+
+    async def may_go_on(self):
+        while self.allowed and not self.allowed.acquire(blocking=False):  # noqa: ASYNC110 - by a thread
+            await asyncio.sleep(0.001)
 
 
 class Backend:
@@ -128,6 +134,7 @@ class Backend:
         count = body.get("n", 1) * prompts_of(body)
 
         async def send(index, tokens, piece, reason=None):
+            await answer.may_go_on()
             choice = piece_of(answer, index, tokens, piece, reason, chat=chat)
             content = envelope(kind, body, [choice]) | {"usage": usage_of(PROMPT, tokens)}
             await response.write(event(content))
@@ -148,6 +155,7 @@ class Backend:
         else:
             for index in range(count):
                 await send(index, len(answer.pieces), None, "stop")
+            await answer.may_go_on()
             total = usage_of(PROMPT, len(answer.pieces) * count)
             await response.write(event(envelope(kind, body, []) | {"usage": total}))
             await response.write(b"data: [DONE]\n\n")

@@ -114,7 +114,7 @@ def too_many(limit: int) -> ApiError:
 
 def unavailable(message: str, *, code: str = "server_unavailable") -> ApiError:
     """Return the error of a server that is not there, or has no room, at this moment."""
-    return ApiError(503, message, code=code, headers={"Retry-After": "2"})
+    return ApiError(503, message, code=code, headers={"Retry-After": "1"})
 
 
 def broken(message: str, *, status: int = 502) -> ApiError:
