@@ -46,7 +46,8 @@ deployments = Deployments(Database(home.database))
 for row in deployments.wanted():
     if row.state == "ready":
         deployments.moved(row, "deploying")
-gateway.announce(home, "http://127.0.0.1:9/v1")
+url = home.root / "url"
+gateway.announce(home, url.read_text() if url.exists() else "http://127.0.0.1:9/v1")
 while True:
     for row in deployments.wanted():
         folder = copies.adapter_folder(home, row.id)

@@ -115,3 +115,48 @@ def test_a_folder_in_its_place_says_why(path):
     path.mkdir()
 
     assert problems(path) == ["cannot be read: Is a directory"]
+
+
+def test_the_gateway_of_no_file_has_its_defaults(path):
+    gateway = UserConfig.read(path).gateway
+
+    assert (gateway.port, gateway.prices) == (8808, {})
+
+
+def test_the_gateway_of_a_file(path):
+    path.write_text(
+        "[gateway]\nport = 0\nbody_bytes = 2048\n"
+        '[gateway.prices."org/model"]\nprompt_usd = 1\ncompletion_usd = 2.5\n'
+        "[gateway.prices.0run]\nprompt_usd = 3.0\ncompletion_usd = 4.0\ncached_usd = 0.0\n"
+    )
+
+    gateway = UserConfig.read(path).gateway
+
+    assert (gateway.port, gateway.body_bytes) == (0, 2048)
+    assert gateway.price("0run", "org/model").prompt_usd == 3.0
+    assert gateway.price("1run", "org/model").prompt_usd == 1.0
+    assert gateway.price("1run", "org/other") is None
+    whole = gateway.price("1run", "org/model").usd(prompt=2_000_000, cached=1_000_000, completion=0)
+    part = gateway.price("0run", "").usd(prompt=2_000_000, cached=1_000_000, completion=1_000_000)
+    assert (whole, part) == (2.0, 7.0)
+
+
+def test_the_gateway_is_read_strictly_and_all_at_once(path):
+    path.write_text(
+        '[gateway]\nport = "8808"\nprt = 1\nrequests = 0\n'
+        '[gateway.prices."org/model"]\nprompt_usd = -1\ncompletion_usd = true\n'
+    )
+
+    assert [problem.partition(":")[0] for problem in problems(path)] == [
+        "gateway.port",
+        'gateway.prices."org/model".completion_usd',
+        'gateway.prices."org/model".prompt_usd',
+        "gateway.prt",
+        "gateway.requests",
+    ]
+
+
+def test_a_gateway_that_is_no_table(path):
+    path.write_text("gateway = 8808\n")
+
+    assert problems(path) == ["gateway: expected a table, got an integer 8808"]
