@@ -16,6 +16,7 @@ from flash.files import write_atomic
 from flash.home import FlashHome
 from flash.plane import database as tables
 from flash.plane.database import Database
+from flash.plane.deployments import Deployments, Wish
 from flash.plane.garbage import DAY_S, Garbage, Rules
 from flash.plane.ids import new_run_id
 from flash.plane.lock import try_lock
@@ -524,3 +525,81 @@ def _remove_until(garbage, items, at):
         except Cut:
             return True
     return False
+
+
+def deployed(place, run, state="ready"):
+    """Add a deployment of the run, with its copy; returns the copy's folder."""
+    deployments = Deployments(place.database)
+    asked = deployments.ask(
+        Wish(
+            id=f"{run}/step-10",
+            run=run,
+            step=10,
+            digest="d",
+            model={"id": "org/model", "plugin": "hub"},
+            backend="transformers",
+            settings={},
+            thinking=False,
+            stop=(),
+        )
+    )
+    if state == "undeployed":
+        asked = deployments.ask_gone(asked.id)
+    if state != "deploying":
+        assert deployments.moved(asked, state)
+    return place.home.root / "deployments" / f"{run}@step-10"
+
+
+@pytest.mark.parametrize("state", ["deploying", "ready", "failed"])
+def test_a_run_that_is_deployed_stays_and_so_does_its_copy(place, state):
+    run = place.run(ended_s=OLD_S)
+    folder(deployed(place, run, state), age_s=100 * DAY_S)
+
+    items, kept = place.find(older_than_s=DAY_S)
+
+    assert items == []
+    assert [(one.what, one.why) for one in kept] == [(run, f"is deployed as {run}/step-10")]
+    with pytest.raises(UsageError, match="is deployed as") as raised:
+        place.find(runs=[run])
+    assert raised.value.hint == f"first: flash undeploy {run}/step-10"
+
+
+def test_a_run_that_was_undeployed_goes_with_its_deployment(place):
+    run = place.run()
+    deployed(place, run, "undeployed")
+
+    assert place.collect(runs=[run]) == []
+
+    assert place.rows() == set()
+    assert Deployments(place.database).all() == []
+
+
+def test_a_run_that_is_deployed_after_it_was_shown_stays(place):
+    run = place.run()
+    garbage = Garbage(place.home)
+    items, _ = garbage.find(Rules(runs=[run]))
+    deployed(place, run)
+
+    assert [(one.what, one.why) for one in garbage.remove(items, print)] == [
+        (run, f"it is deployed as {run}/step-10")
+    ]
+    assert place.rows() == {run}
+
+
+def test_the_copy_of_what_is_not_deployed_goes_unless_it_is_being_made(place):
+    gone, asked = place.run(), place.run()
+    old = folder(deployed(place, gone, "undeployed"), age_s=2 * DAY_S)
+    folder(place.home.root / "deployments" / "0nobody00", age_s=0)
+    late = folder(place.home.root / "deployments" / f"{asked}@step-10", age_s=2 * DAY_S)
+    garbage = Garbage(place.home)
+    items, _ = garbage.find(Rules())
+    assert sorted((item.kind, item.paths) for item in items) == [
+        ("deployment", (path,)) for path in sorted((old, late))
+    ]
+    deployed(place, asked)
+
+    kept = garbage.remove(items, lambda _: None)
+
+    assert [(one.what, one.why) for one in kept] == [(str(late), "it was deployed meanwhile")]
+    assert late.exists()
+    assert not old.exists()
