@@ -115,6 +115,12 @@ class Project:
         return self.home / ".flash"
 
 
+@pytest.fixture(scope="session")
+def new_project():
+    """Return what makes a project, of a folder and a model, for tests that share one."""
+    return Project
+
+
 @pytest.fixture
 def project(tmp_path, tiny_model):
     return Project(tmp_path, tiny_model)
