@@ -132,17 +132,11 @@ def _no_run(app: App, text: str) -> Target:
     folder = Path(text).expanduser().absolute()
     if not (folder / "adapter_config.json").is_file():
         return _base_model(app, text)
-    from flash.adapters import read_adapter
+    from flash.adapters import read_config
     from flash.parity import GoldenSet
 
-    found = read_adapter(folder)
-    if found.base is None:
-        raise UsageError(
-            f"the adapter in {folder} does not name its base model",
-            hint="adapter_config.json names it under base_model_name_or_path",
-        )
+    base = _base_model(app, read_config(folder)["base_model_name_or_path"])
     golden = GoldenSet.read(folder)
-    base = _base_model(app, found.base)
     thinking = golden.thinking if golden else None
     return attrs.evolve(base, text=text, adapter=folder, thinking=thinking)
 

@@ -5,8 +5,10 @@ import json
 import os
 
 import attrs
+import numpy as np
 import pytest
 from chat_server import Server, chunk, streamed
+from safetensors.numpy import save_file
 
 from flash.cli import output
 from flash.cli.app import App
@@ -15,6 +17,7 @@ from flash.environments import folder_digest
 from flash.errors import FlashError, ModelUnavailable
 from flash.home import FlashHome
 from flash.job import Job
+from flash.parity import GoldenSet
 from flash.plane.daemon import GATEWAY
 from flash.plane.deployments import Deployments, Wish
 from flash.plane.gateway import announce
@@ -248,6 +251,50 @@ def test_reasoning_goes_beside_the_answer(say, server):
 
     assert out == "So\n"
     assert "thinking: hm\n" in err
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """The folder of an adapter of rank 3, trained to think and to stop at a word."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    layer = "base_model.model.model.layers.0.self_attn.q_proj"
+    shapes = {"lora_A": (3, 8), "lora_B": (8, 3)}
+    weights = {
+        f"{layer}.{part}.weight": np.ones(shape, np.float32) for part, shape in shapes.items()
+    }
+    save_file(weights, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["q_proj"]}
+    config = config | {"base_model_name_or_path": BASE}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    golden = GoldenSet(thinking=True, stop_sequences=["END"], dtype="float32", prompts=[])
+    (folder / "golden.json").write_bytes(golden.to_json())
+    return folder
+
+
+@pytest.mark.parametrize("named", ["mine", "./mine"])
+def test_an_adapters_folder_is_served_as_it_was_trained(say, server, backend, adapter, named):
+    server.answer = lambda _: (200, streamed(chunk("hm</think>So", "stop")), {})
+    code, out, err = say(named, "-m", "hi")
+
+    [(_, _, body)] = server.requests
+    assert (code, out) == (0, "So\n")
+    assert "thinking: hm\n" in err
+    assert ("load", "mine", adapter, 3) in backend.calls
+    assert body["model"] == "mine"
+    assert body["stop"] == ["END"]
+    assert body["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+def test_an_adapter_that_names_no_base_model_is_refused(say, backend, adapter):
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"base_model_name_or_path": None}
+    path.write_text(json.dumps(config))
+    code, _, err = say("mine", "-m", "hi")
+
+    assert code == 2
+    assert "does not say base_model_name_or_path" in err
+    assert backend.calls == []
 
 
 def test_a_cut_answer_is_said_to_be_one(say, server):
