@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from flash.errors import StoreError
+from flash.tensors import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,11 +37,22 @@ FORMAT: Final = 1
 NOISE: Final = 4.0
 """A difference may be so many times the noise of the same server on the bare base model."""
 
-CLOSE: Final = 2e-3
-"""Nats a token: what is closer than this on average is taken for the same model."""
+CLOSE: Final = {"float32": 2e-4}
+CLOSE_IN_HALF: Final = 2e-2
+"""Nats a token: what is closer than this on average to a trainer of that type, or of a narrower
+one, is taken for the same model: an adapter's own arithmetic is in no noise of its base."""
 
 SHARE: Final = 0.25
 """... and no more than this share of what the adapter changes, so that another would be seen."""
+
+
+EXACT: Final = 5e-5
+"""Nats a token: float32 itself may be so far off, and of less nothing can be said."""
+
+FOREIGN: Final = 0.25
+"""Nats a token: arithmetic does not put the bare base model further off than this on average."""
+
+_LARGEST: Final = 16 << 20
 
 
 @attrs.frozen(kw_only=True)
@@ -86,20 +98,21 @@ class GoldenSet:
     def read(cls, folder: Path) -> GoldenSet | None:
         """Return the golden set of an adapter's folder, or None; raises `StoreError`."""
         path = folder / NAME
-        try:
-            found = json.loads(path.read_bytes())
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except (OSError, ValueError) as error:
-            raise StoreError(f"the golden set {path} cannot be read: {error}") from error
+        hint = "take the adapter's folder as it was saved"
+        found = read_json(path, largest=_LARGEST, error=StoreError, hint=hint)
         try:
             if found.pop("format") != FORMAT:
                 hint = "upgrade Flash"
                 raise StoreError(f"the golden set {path} is of another format", hint=hint)
-            prompts = [Golden(**prompt) for prompt in found.pop("prompts")]
-            return cls(**found, prompts=prompts)
+            read = cls(**found | {"prompts": [Golden(**one) for one in found.pop("prompts")]})
+            reason = _nonsense(read)
         except (TypeError, KeyError, AttributeError) as error:
-            raise StoreError(f"{path} is no golden set: {error}") from error
+            reason = str(error)
+        if reason:
+            raise StoreError(f"{path} is no golden set: {reason}", hint=hint)
+        return read
 
 
 @attrs.frozen(kw_only=True)
@@ -126,14 +139,29 @@ class Parity:
     limit_largest: float
 
     @property
+    def foreign(self) -> bool:
+        """Whether no arithmetic explains the noise: the base model or the prompts are others."""
+        return not self.noise_mean <= FOREIGN
+
+    @property
     def holds(self) -> bool:
-        """Whether it is within the limits."""
-        return self.mean <= self.limit_mean and self.largest <= self.limit_largest
+        """Whether it is within the limits, and they mean something."""
+        within = self.mean <= self.limit_mean and self.largest <= self.limit_largest
+        return within and not self.foreign
 
     @property
     def proves_identity(self) -> bool:
         """Whether another adapter, or none, would have been seen: it changes enough."""
         return self.holds and SHARE * self.change_mean >= self.mean + self.noise_mean
+
+
+def other_from(one: Golden, tokens: Sequence[int]) -> int | None:
+    """Return the place from which `tokens` are not the golden prompt's; None where they are."""
+    wanted, found = list(one.prompt), list(tokens)
+    if found == wanted:
+        return None
+    pairs = enumerate(zip(found, wanted, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(found), len(wanted)))
 
 
 def compare(golden: GoldenSet, adapted: LogProbs, base: LogProbs) -> Parity:
@@ -148,8 +176,8 @@ def compare(golden: GoldenSet, adapted: LogProbs, base: LogProbs) -> Parity:
             for one in golden.prompts
         )
     )
-    close = min(CLOSE, SHARE * _mean(change))
-    limit = max(NOISE * _mean(noise), close)
+    close = min(CLOSE.get(golden.dtype, CLOSE_IN_HALF), SHARE * _mean(change))
+    limit = max(NOISE * _mean(noise), close, EXACT)
     return Parity(
         tokens=len(differences),
         mean=_mean(differences),
@@ -177,6 +205,26 @@ def _differences(
             for a, b in zip(said, expected, strict=True)
         ]
     return found
+
+
+def _nonsense(golden: GoldenSet) -> str | None:
+    """Say what of a golden set that was read cannot be."""
+    stops: Any = golden.stop_sequences
+    texts = isinstance(stops, list) and all(isinstance(one, str) for one in stops)
+    if type(golden.thinking) is not bool or not isinstance(golden.dtype, str) or not texts:
+        return "thinking, dtype or stop_sequences are none"
+    for one in golden.prompts:
+        said = (*one.log_probs, *one.base_log_probs)
+        lengths = {len(one.completion), len(one.log_probs), len(one.base_log_probs)}
+        if not all(isinstance(each, dict) for each in (*one.messages, *(one.tools or ()))):
+            return "a message or a tool is no object"
+        if any(type(each) is not int or each < 0 for each in (*one.prompt, *one.completion)):
+            return "a token is no number"
+        if not all(type(each) in {int, float} and math.isfinite(each) for each in said):
+            return "a log-probability is no number"
+        if len(lengths) > 1 or not one.prompt or not one.completion:
+            return "a prompt or a completion is not whole"
+    return None
 
 
 def _mean(numbers: Sequence[float]) -> float:
