@@ -226,7 +226,7 @@ class Client:
 
     @staticmethod
     def body(model: str, text: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a chat request: the likeliest few tokens without thinking, unless told otherwise."""
+        """Return a chat request: the likeliest few tokens, no thinking, unless told otherwise."""
         messages = [{"role": "user", "content": text}]
         usual = {
             "temperature": 0,

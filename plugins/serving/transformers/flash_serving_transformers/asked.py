@@ -166,8 +166,8 @@ class _Fields:
             raise Refused(f"unknown field: {unknown[0]!r}", param=unknown[0])
         self._found = {name: value for name, value in body.items() if value is not None}
 
-    def get(self, name: str) -> Any:
-        return self._found.get(name)
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._found.get(name, default)
 
     def flag(self, name: str, *, default: bool) -> bool:
         value = self._found.get(name, default)
@@ -214,7 +214,7 @@ def _common(fields: _Fields, max_tokens: int | None, top: int | None) -> Asked:
     fields.text("user")
     top_p = fields.number("top_p", 1.0, least=0, most=1)
     top_k = fields.whole("top_k", 0, least=-1) or 0
-    options = fields.get("stream_options") or {}
+    options = fields.get("stream_options", {})
     known = {"include_usage", "continuous_usage_stats", "include_obfuscation"}
     if not isinstance(options, dict) or not all(
         name in known and isinstance(value, bool) for name, value in options.items()
@@ -251,7 +251,7 @@ def _common(fields: _Fields, max_tokens: int | None, top: int | None) -> Asked:
 
 
 def _logit_bias(fields: _Fields) -> dict[int, float]:
-    bias = fields.get("logit_bias") or {}
+    bias = fields.get("logit_bias", {})
     if not isinstance(bias, dict):
         raise Refused("logit_bias must be an object of tokens and numbers", param="logit_bias")
     if not all(name.isascii() and name.isdigit() and len(name) < 10 for name in bias):  # noqa: PLR2004 - what any vocabulary holds
@@ -263,8 +263,8 @@ def _logit_bias(fields: _Fields) -> dict[int, float]:
 
 
 def _stop(fields: _Fields) -> list[str]:
-    stop = fields.get("stop")
-    several = [stop] if isinstance(stop, str) else stop or []
+    stop = fields.get("stop", [])
+    several = [stop] if isinstance(stop, str) else stop
     if (
         not isinstance(several, list)
         or len(several) > _MOST_STOPS
@@ -308,7 +308,7 @@ def _check_content(message: Mapping[str, Any], where: str) -> None:
 
 
 def _tools(fields: _Fields) -> list[Mapping[str, Any]]:
-    tools = fields.get("tools") or []
+    tools: list[Mapping[str, Any]] = fields.get("tools", [])
     good = isinstance(tools, list) and all(
         isinstance(tool, dict)
         and tool.get("type") == "function"
@@ -364,7 +364,7 @@ def _schema(fields: _Fields) -> Mapping[str, Any] | bool | None:
 
 
 def _thinking(fields: _Fields) -> bool | None:
-    given = fields.get("chat_template_kwargs") or {}
+    given = fields.get("chat_template_kwargs", {})
     if not isinstance(given, dict) or given.keys() - {"enable_thinking"}:
         raise Refused("chat_template_kwargs may have enable_thinking", param="chat_template_kwargs")
     thinking = given.get("enable_thinking")

@@ -20,7 +20,8 @@ KEY_VARIABLE: Final = "FLASH_SERVING_KEY"
 """By this the server is told its key."""
 
 ADAPTERS, TOKENS, LOG_PROBS = "/flash/adapters", "/flash/tokens", "/flash/log_probs"
-"""The routes beside OpenAI's."""
+STATS: Final = "/flash/stats"
+"""The routes beside OpenAI's; the last tells what the engine does."""
 
 
 class TransformersBackend:

@@ -37,16 +37,14 @@ async def chat(request: web.Request, body: Any, service: Service) -> web.StreamR
             return await stream(request, chunks)
 
 
-def told(asked_tools: Sequence[Mapping[str, Any]], choice: str) -> Sequence[Mapping[str, Any]]:
-    """Return the tools that the model is told of: none that it must not call."""
-    return [] if choice == "none" else asked_tools
-
-
 def _prepare(asked: ChatAsked, service: Service) -> tuple[Prompt, Grammar | None]:
     """Render the prompt and compile the grammar; takes some time."""
-    tools = told(asked.tools, asked.tool_choice)
+    # The model is told of no tools that it must not call.
+    tools = () if asked.tool_choice == "none" else asked.tools
     prompt = service.language.prompt(asked.messages, tools, thinking=asked.thinking)
     service.room(prompt.tokens, asked.common.max_tokens)
+    if asked.common.top is not None:
+        service.language.know_bytes()
     shape = _shape(asked, in_thought=prompt.opens_thought)
     return prompt, None if shape is None else Grammar(shape, service.language)
 

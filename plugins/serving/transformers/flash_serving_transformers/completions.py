@@ -47,6 +47,8 @@ async def complete(request: web.Request, body: Any, service: Service) -> web.Str
 
 def _prepare(asked: CompletionAsked, adapter: str | None, service: Service) -> list[_Prompt]:
     """Read the prompts, and score those that are to be echoed; takes some time."""
+    if asked.common.top is not None:
+        service.language.know_bytes()
     return [_read(prompt, asked, adapter, service) for prompt in asked.prompts]
 
 

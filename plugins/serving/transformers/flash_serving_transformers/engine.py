@@ -140,6 +140,11 @@ class Engine:
                 adapters=tuple(self._adapters),
             )
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread is there, as it is until it is closed."""
+        return self._thread.is_alive()
+
     def close(self) -> None:
         """End every request as "cancelled" and stop the thread; idempotent."""
         with self._changed:

@@ -88,6 +88,10 @@ class Language:
         tokens = self.encode(text, special=False)
         return tokens[0] if len(tokens) == 1 else None
 
+    def know_bytes(self) -> None:
+        """Get ready for `token_text`, which takes some time at its first use."""
+        _ = self.grammar_tokenizer
+
     def token_text(self, token: int) -> tuple[str, list[int]]:
         """Return what one token reads as by itself, and its bytes."""
         text = self._tokenizer.decode([token])
@@ -96,7 +100,7 @@ class Language:
 
     @cached_property
     def grammar_tokenizer(self) -> Any:
-        """The vocabulary as llguidance reads it; made at first use, in about a second."""
+        """The vocabulary as llguidance reads it; made at first use, which takes some time."""
         from llguidance.hf import from_tokenizer
 
         return from_tokenizer(

@@ -22,7 +22,7 @@ import attrs
 from aiohttp import web
 
 from flash.api import FlashError, TrainingDataError, UsageError
-from flash_serving_transformers.backend import ADAPTERS, KEY_VARIABLE, LOG_PROBS, TOKENS
+from flash_serving_transformers.backend import ADAPTERS, KEY_VARIABLE, LOG_PROBS, STATS, TOKENS
 from flash_serving_transformers.chat import chat
 from flash_serving_transformers.completions import complete
 from flash_serving_transformers.errors import Refused, error_body, failure
@@ -104,6 +104,7 @@ def make_app(service: Service, key: str) -> web.Application:
             web.delete(ADAPTERS, routes.remove_adapter),
             web.post(TOKENS, routes.tokens),
             web.post(LOG_PROBS, routes.log_probs),
+            web.get(STATS, routes.stats),
         ]
     )
 
@@ -170,6 +171,9 @@ class _Routes:
         self._service.room(completion, None)
         found = await asyncio.to_thread(self._service.engine.log_probs, adapter, prompt, completion)
         return web.json_response({"log_probs": found})
+
+    async def stats(self, _: web.Request) -> web.Response:
+        return web.json_response(attrs.asdict(self._service.engine.stats()))
 
 
 @web.middleware  # type: ignore[untyped-decorator]  # its types are not followed

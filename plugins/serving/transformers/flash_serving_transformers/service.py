@@ -31,14 +31,22 @@ class Service:
     """One base model, its adapters, and the engine that computes them."""
 
     def __init__(
-        self, engine: Engine, language: Language, *, base: str, context_tokens: int
+        self,
+        engine: Engine,
+        language: Language,
+        *,
+        base: str,
+        context_tokens: int,
+        patience_s: float = HANGS_AFTER_S,
     ) -> None:
+        """Serve `base` by its name; health waits `patience_s` for an engine that says nothing."""
         self.engine = engine
         self.language = language
         self.base = base
         self.context_tokens = context_tokens
         self.created = int(time.time())
         self.adapters: set[str] = set()
+        self._patience_s = patience_s
         self._beat_s = time.monotonic()
         self._probe: asyncio.Task[None] | None = None
         self._probed_s = 0.0
@@ -146,14 +154,16 @@ class Service:
         It is asked for the log-probability of one token. Where others' work comes first, their
         tokens tell as much.
         """
+        if not self.engine.alive:
+            raise FlashError("the engine's thread has ended")
         if self._probe is None or (self._probe.done() and self._since_probe() > _LOOK_S):
             self._probed_s = time.monotonic()
             self._probe = asyncio.create_task(asyncio.to_thread(self._ask_engine))
         await asyncio.wait([self._probe], timeout=_LOOK_S)
         if self._probe.done():
             self._probe.result()
-        elif min(self._since_probe(), time.monotonic() - self._beat_s) > HANGS_AFTER_S:
-            raise FlashError(f"the engine has computed nothing for {HANGS_AFTER_S:g} s")
+        elif min(self._since_probe(), time.monotonic() - self._beat_s) > self._patience_s:
+            raise FlashError(f"the engine has computed nothing for {self._patience_s:g} s")
 
     def _since_probe(self) -> float:
         return time.monotonic() - self._probed_s
