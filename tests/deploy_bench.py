@@ -183,7 +183,8 @@ class DeployBench:
     What takes long to make is copied from `template`, a folder that many may share.
     """
 
-    def __init__(self, folder, template, times=QUICK):
+    def __init__(self, folder, template, times=QUICK, *, base=None, backend=None, fields=FIELDS):
+        """Without `base` and `backend`, they are fakes."""
         self.world = World()
         self.template = template
         self.home = FlashHome(folder / ".flash")
@@ -191,8 +192,9 @@ class DeployBench:
         if not blank.exists():
             Database(blank).close()
         shutil.copy(blank, self.home.database)
-        self.base = folder / "base"
-        write_base(self.base)
+        self.base = base or folder / "base"
+        if base is None:
+            write_base(self.base)
         self.database = Database(self.home.database)
         self.deployments = Deployments(self.database)
         self.closing = threading.Event()
@@ -207,9 +209,9 @@ class DeployBench:
             ServingPlugin(
                 name="fake",
                 summary="Fake.",
-                make=lambda _, config: FakeBackend(self.world),
+                make=lambda _, config: backend or FakeBackend(self.world),
                 config=FakeConfig,
-                fields=FIELDS,
+                fields=fields,
             ),
         )
         self.parts = Parts(
@@ -227,12 +229,18 @@ class DeployBench:
     def routes(self):
         return [route.name for route in self.parts.routes.listed()]
 
-    def deploy(self, name, *, rank=8, golden=True, size=SIZE, **wish):
-        """Put an adapter's copy in its place and ask for it to be served."""
+    def deploy(self, name, *, adapter=None, rank=8, golden=True, size=SIZE, **wish):
+        """Put an adapter's copy in its place, or that of a folder, and ask for it to be served."""
         folder = adapter_folder(self.home, name)
-        saved = self.template / f"rank-{rank}-{golden}-{size}"
+        saved = self.template / (adapter.name if adapter else f"rank-{rank}-{golden}-{size}")
         if not saved.exists():
-            CheckpointStore(saved).save_final(lambda to: write_adapter(to, rank, golden, size))
+            CheckpointStore(saved).save_final(
+                lambda to: (
+                    shutil.copytree(adapter, to, dirs_exist_ok=True)
+                    if adapter
+                    else write_adapter(to, rank, golden, size)
+                )
+            )
         shutil.copytree(saved, folder.parent, dirs_exist_ok=True)
         run, _, step = name.partition("/step-")
         with self.database.writing() as connection:
@@ -293,7 +301,8 @@ def write_base(folder):
 
 def write_adapter(folder, rank=8, golden=True, size=SIZE):
     """Write an adapter of that matrix, or of one of another size."""
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"]}
+    config = {"peft_type": "LORA", "base_model_name_or_path": BASE}
+    config |= {"r": rank, "lora_alpha": rank, "target_modules": ["q_proj"]}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     shapes = {"A": (rank, size), "B": (size, rank)}
     tensors = {f"base_model.model.{MODULE}.lora_{part}.weight": shapes[part] for part in shapes}

@@ -22,7 +22,7 @@ import attrs
 
 from flash.adapters import Adapter, check_fits, read_adapter
 from flash.errors import FlashError, StoreError
-from flash.parity import GoldenSet, compare
+from flash.parity import GoldenSet, compare, other_from
 from flash.plane.copies import digest_of
 from flash.plugins import boundary
 from flash.server_process import UnixConnection
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from flash.contracts import ServingBackend
+    from flash.gateway.live import Live
     from flash.parity import Golden, Parity
     from flash.plane.deployments import Deployment
     from flash.values import Address, ServedAdapter
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 SMOKE_TOKENS: Final = 16
 SMOKE_S: Final = 120.0
 """How long the first answer may take; a server that is busy makes it wait."""
-
-FOREIGN: Final = 0.25
-"""Nats a token: arithmetic does not put the bare base model further off than this on average."""
 
 SAME_TOKEN: Final = 0.05
 """Nats: a greedy token as likely as the golden one is taken for the same token."""
@@ -68,7 +65,7 @@ class Checked:
 
 @attrs.define
 class Report:
-    """What the gate has found so far; `seconds` of each step."""
+    """What the gate has found so far; `seconds` of each step, and of its server's start."""
 
     parity: Parity | None = None
     golden: bool = False
@@ -128,22 +125,14 @@ def check(deployment: Deployment, folder: Path, base: Path) -> Checked:
 class Gate:
     """The proof of one adapter on one live server; `report` grows with it."""
 
-    def __init__(
-        self,
-        deployment: Deployment,
-        golden: GoldenSet | None,
-        backend: ServingBackend,
-        address: Address,
-        *,
-        log_probs: bool,
-    ) -> None:
-        """`log_probs` says whether the server's answers carry them."""
+    def __init__(self, deployment: Deployment, golden: GoldenSet | None, live: Live) -> None:
         self.report = Report(golden=golden is not None)
+        self.report.seconds["start"] = round(live.start_s, 3)
         self._deployment = deployment
         self._golden = golden
-        self._backend = backend
-        self._address = address
-        self._log_probs = log_probs
+        self._backend = live.backend
+        self._address = live.address
+        self._log_probs = "logprobs" in live.fields
 
     def load(self, adapter: ServedAdapter) -> None:
         """Load it."""
@@ -165,20 +154,15 @@ class Gate:
     def _check_template(self, number: int, one: Golden) -> None:
         thinking = self._deployment.thinking
         with boundary(self._deployment.backend, "tokens"):
-            found = list(
-                self._backend.tokens(
-                    self._deployment.id, one.messages, tools=one.tools, thinking=bool(thinking)
-                )
+            found = self._backend.tokens(
+                self._deployment.id, one.messages, tools=one.tools, thinking=thinking
             )
-        wanted = list(one.prompt)
-        if found == wanted:
+        at = other_from(one, found)
+        if at is None:
             return
-        pairs = enumerate(zip(found, wanted, strict=False))
-        shared = min(len(found), len(wanted))
-        at = next((index for index, (a, b) in pairs if a != b), shared)
         raise self._refused(
             f"the server's chat template is not that of training: of golden prompt {number} it "
-            f"makes {len(found)} tokens, training made {len(wanted)}; they differ from token "
+            f"makes {len(found)} tokens, training made {len(one.prompt)}; they differ from token "
             f"{at + 1} on",
             "the tokenizer or chat template of the base model's folder, or `thinking`, is another",
         )
@@ -188,8 +172,7 @@ class Gate:
             golden, self._replay(self._deployment.id), self._replay(self._deployment.model["id"])
         )
         self.report.parity = parity
-        foreign = parity.noise_mean > FOREIGN
-        if parity.holds and not foreign:
+        if parity.holds:
             return
         figures = (
             f"its log-probabilities of {parity.tokens} golden tokens are off by "
@@ -204,11 +187,8 @@ class Gate:
                 "the server computes nonsense: try another dtype or device in its settings",
             )
         if not self._deployment.allow_drift:
-            what = (
-                "the base model is not that of training"
-                if foreign
-                else ("what is served is not what was trained")
-            )
+            served = "what is served is not what was trained"
+            what = "the base model is not that of training" if parity.foreign else served
             raise self._refused(f"{what}: {figures}", "--allow-drift serves it nevertheless")
         self.report.drift_allowed = True
 
@@ -226,13 +206,12 @@ class Gate:
             "messages": one.messages if one else [{"role": "user", "content": "Hello"}],
             "max_tokens": min(SMOKE_TOKENS, max(1, len(one.completion))) if one else SMOKE_TOKENS,
             "temperature": 0,
+            "chat_template_kwargs": {"enable_thinking": self._deployment.thinking},
         }
         if one and one.tools:
             body["tools"] = one.tools
         if self._log_probs:
             body["logprobs"] = True
-        if self._deployment.thinking is not None:
-            body["chat_template_kwargs"] = {"enable_thinking": self._deployment.thinking}
         status, answer = ask(self._address, "/chat/completions", body)
         try:
             if status != http.HTTPStatus.OK:

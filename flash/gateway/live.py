@@ -81,7 +81,11 @@ class Asking:
 
 @attrs.define
 class Live:
-    """A server that has answered, and what is loaded on it: the generation of each name."""
+    """
+    A server that has answered, and what is loaded on it: the generation of each name.
+
+    `start_s` is how long it took to answer, `since_s` when it did, `look_at_s` when to look again.
+    """
 
     base: str
     plugin: str
@@ -89,6 +93,7 @@ class Live:
     address: Address
     fields: frozenset[str]
     context_tokens: int
+    start_s: float
     since_s: float
     look_at_s: float
     loaded: dict[str, int] = attrs.field(factory=dict)
@@ -140,6 +145,7 @@ class Starter:
             max_rank=max_rank,
             log=self.log,
         )
+        began_s = time.monotonic()
         address = self._address(backend, served, wanted)
         now_s = time.monotonic()
         asked = getattr(config, "context_tokens", None)
@@ -150,6 +156,7 @@ class Starter:
             address=address,
             fields=frozenset(record.fields),
             context_tokens=min(base.context_tokens, asked or base.context_tokens),
+            start_s=now_s - began_s,
             since_s=now_s,
             look_at_s=now_s + self.parts.times.health_every_s,
         )

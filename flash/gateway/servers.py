@@ -225,7 +225,6 @@ class Server:
         if self._live is not None or self._base is None:
             return False
         ranks = {_which(row): self._checked[_which(row)].adapter.rank for row in wanted}
-        started_s = time.monotonic()
         try:
             self._live = self._starter.start(
                 self._base, max(ranks.values()), wanted=self._is_wanted
@@ -240,7 +239,7 @@ class Server:
             self._break_down(error, wanted)
         else:
             self._has_answered = True
-            self._log.info("started", seconds=round(time.monotonic() - started_s, 1))
+            self._log.info("started", seconds=round(self._live.start_s, 1))
         return True
 
     def _is_wanted(self) -> bool:
@@ -253,9 +252,7 @@ class Server:
         if live is None or row is None:
             return False
         checked = self._checked[_which(row)]
-        gate = Gate(
-            row, checked.golden, live.backend, live.address, log_probs="logprobs" in live.fields
-        )
+        gate = Gate(row, checked.golden, live)
         folder = adapter_folder(self._parts.home, row.id)
         adapter = ServedAdapter(name=row.id, folder=folder, rank=checked.adapter.rank)
         live.loaded[row.id] = row.generation

@@ -36,7 +36,7 @@ def test_the_report_has_the_figures_the_first_answer_and_the_seconds_of_each_ste
     assert report["parity"]["mean"] == 0.0
     assert report["parity"]["proves_identity"]
     assert report["smoke"] == {"tokens": 2, "compared": 2, "agreeing": 2}
-    assert set(report["seconds"]) == {"load", "template", "parity", "smoke"}
+    assert set(report["seconds"]) == {"start", "load", "template", "parity", "smoke"}
 
 
 def test_without_a_golden_set_the_first_answer_decides_and_the_report_says_so(bench):
@@ -67,7 +67,7 @@ def test_for_an_adapter_of_another_model_no_server_is_started(bench):
 
     row = bench.deployments.get("blue-1")
     assert row.state == "failed"
-    assert "as [16, 16], which is [32, 32]" in row.error
+    assert "q_proj as [16, 16]" in row.error
     assert bench.world.calls == []
 
 
