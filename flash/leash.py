@@ -51,12 +51,17 @@ def main(folder: str, *command: str) -> int:
     for work in (listen, await_holder):
         threading.Thread(target=work, daemon=True).start()
     code = server.wait()
-    end_s = time.monotonic() + CHILDREN_S
-    while _send(server.pid, 0) and time.monotonic() < end_s:
-        time.sleep(0.05)
+    _await_end(server.pid)
     _send(server.pid, signal.SIGKILL)
+    _await_end(server.pid)  # they have memory to give back
     shutil.rmtree(folder, ignore_errors=True)
     return code
+
+
+def _await_end(group: int) -> None:
+    end_s = time.monotonic() + CHILDREN_S
+    while _send(group, 0) and time.monotonic() < end_s:
+        time.sleep(0.05)
 
 
 def _end_with_parent() -> None:

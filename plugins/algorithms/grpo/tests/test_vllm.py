@@ -6,7 +6,8 @@ import pytest
 import torch
 from flash_algorithm_grpo.train import run
 
-from flash.testing.vllm import find_vllm, make_served_model
+from flash.testing.models import make_tiny_model
+from flash.testing.vllm import find_vllm, widen
 from flash.training.loading import attach_lora, load_base
 from flash.training.sampler import Prompt, Sampling
 from flash.training.vllm import VllmSampler
@@ -21,7 +22,7 @@ def vllm_python():
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return make_served_model(tmp_path_factory.mktemp("models") / "tiny")
+    return widen(make_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 def shift(model, amount):

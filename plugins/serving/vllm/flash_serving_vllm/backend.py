@@ -73,8 +73,8 @@ class VllmBackend:
         request can be left that needs it. Each copy has a path of its own, because what vLLM keeps
         of prompts it has seen goes by name and path.
         """
-        self._refuse_rank(adapter)
         server = self._running
+        self._refuse_rank(adapter)
         self.unload(adapter.name)
         folder = server.folder / f"adapter-{next(self._copies)}"
         try:
@@ -175,6 +175,8 @@ class VllmBackend:
             switches=(
                 "--enable-auto-tool-choice",
                 f"--tool-call-parser={config.tool_call_parser}",
+                # A call has the arguments that its tool declares, and not just any JSON.
+                "--tool-strict-level=parameter",
                 # Usage tells how much of a prompt was known.
                 "--enable-prompt-tokens-details",
             ),
