@@ -16,7 +16,7 @@ from flash.cli.output import note, out, print_json
 from flash.errors import FlashError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from flash.plane.deployments import Deployment, Wish
@@ -185,8 +185,7 @@ def _show_ready(found: Deployment, gateway: Gateway, key: Path) -> None:
     """Print how to talk to it: the key stays out of every command line."""
     for label, value in (("url", gateway.url), ("model", found.id), ("key", f"in {key}")):
         out(f"  {label:<6} {value}")
-    if found.allow_drift and found.error:
-        output.warn(found.error, hint=found.hint)
+    _show_report(found.report or {})
     body = {"model": found.id, "messages": [{"role": "user", "content": "Hello"}]}
     where = shlex.quote(str(key))
     out()
@@ -205,3 +204,23 @@ def _show_ready(found: Deployment, gateway: Gateway, key: Path) -> None:
         f'  client.chat.completions.create(model="{found.id}", messages={messages})',
         dim=True,
     )
+
+
+def _show_report(report: Mapping[str, Any]) -> None:
+    """Say how near what is served is to what was trained, beside the noise of the arithmetic."""
+    parity = report.get("parity")
+    if parity is None:
+        if report.get("golden") is False:
+            output.warn(
+                "whether it is what was trained is not known: it was saved without a golden set",
+                hint="adapters of runs from now on have one",
+            )
+        return
+    figures = [parity[key] for key in ("mean", "largest", "noise_mean", "noise_largest")]
+    mean, largest, *noise = ["no number" if one is None else f"{one:.1e}" for one in figures]
+    out(f"  parity {mean} nats a token from training, {largest} at most")
+    out(f"         {noise[0]} and {noise[1]} of the bare base model", dim=True)
+    if report.get("drift_allowed"):
+        output.warn("that is more than arithmetic explains: --allow-drift serves it nevertheless")
+    elif not parity["proves_identity"]:
+        note("  the adapter changes too little to be told from another by that")

@@ -75,7 +75,9 @@ def deployments(app: App, *, everything: bool, as_json: bool) -> None:
     if gateway is not None:
         note(f"the gateway answers at {gateway.url}")
     elif any(one.live for one in found):
-        note(f"the gateway does not answer yet; its log: {serving.log}")
+        said, hint = serving.last_words()
+        note(f"the gateway does not answer yet: {said}" if said else "the gateway starts")
+        note(hint)
 
 
 def described(serving: Serving, deployment: Deployment) -> dict[str, Any]:

@@ -10,7 +10,9 @@ by one of the two.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from flash.home import FlashHome
 
 _LOG_BYTES = 1 << 20
+# As structlog writes a value with spaces in it, in a line of logfmt.
+_WORDS: Final = re.compile(r'(error|hint)=("(?:[^"\\]|\\.)*")')
 
 
 @attrs.frozen
@@ -118,6 +122,14 @@ class Daemon:
             wrapper_class=structlog.make_filtering_bound_logger("info"),
         )
 
+    def last_words(self, home: FlashHome) -> tuple[str, str]:
+        """Return the last line of its log as a sentence, and what to do about it."""
+        log = self.log_path(home)
+        (line,) = tail_lines(log, 1) or [""]
+        words = {match[1]: json.loads(match[2], strict=False) for match in _WORDS.finditer(line)}
+        said, hint = words.get("error", line), words.get("hint")
+        return said, f"{hint}; its log: {log}" if hint else f"its log: {log}"
+
     @property
     def _variable(self) -> str:
         """Holds the number of the inherited lock's descriptor."""
@@ -145,11 +157,10 @@ class Kept:
         that was killed is no reason not to start another.
         """
         if self._started is not None and (self._started.poll() or 0) > 0:
-            log = self._daemon.log_path(self._home)
-            said = "\n".join(tail_lines(log, 1))
+            said, hint = self._daemon.last_words(self._home)
             code = self._started.returncode
             message = f"the {self._daemon.name} ended with exit code {code}: {said}"
-            raise StoreError(message, hint=f"its log: {log}")
+            raise StoreError(message, hint=hint)
         self._started = self._daemon.start(self._home, self._command) or self._started
 
 

@@ -26,7 +26,6 @@ from flash.plane.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from flash.home import FlashHome
     from flash.plane.deployments import Deployment
@@ -55,10 +54,9 @@ class Serving:
         self.keys = Keys(database)
         self.usage = Usage(database)
 
-    @property
-    def log(self) -> Path:
-        """The gateway's log."""
-        return GATEWAY.log_path(self._home)
+    def last_words(self) -> tuple[str, str]:
+        """Return what the gateway's log says last, and what to do about it."""
+        return GATEWAY.last_words(self._home)
 
     def deployments(self) -> list[Deployment]:
         """Return every deployment that there ever was, by id."""

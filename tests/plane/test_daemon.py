@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from flash.home import FlashHome
 from flash.plane import daemon
 
 
@@ -110,6 +111,26 @@ def test_a_log_that_has_grown_is_put_aside(fresh_bench):
     assert log.with_name("supervisor.log.1").stat().st_size == daemon._LOG_BYTES + 1
     assert b"xxx" not in log.read_bytes()
     assert log.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("line", "said", "hint"),
+    [
+        ("", "", "its log: LOG"),
+        ("Killed", "Killed", "its log: LOG"),
+        (
+            'level=error event="cannot go on" error="the \\"port\\" is taken" hint="end \\\\ that"',
+            'the "port" is taken',
+            "end \\ that; its log: LOG",
+        ),
+    ],
+)
+def test_the_last_words_of_a_log_are_a_sentence(tmp_path, line, said, hint):
+    home = FlashHome(tmp_path)
+    log = daemon.GATEWAY.log_path(home)
+    log.write_text(f"before\n{line}\n")
+
+    assert daemon.GATEWAY.last_words(home) == (said, hint.replace("LOG", str(log)))
 
 
 def test_a_supervisor_is_light(fresh_bench):
