@@ -313,7 +313,7 @@ class ServingBackend(Protocol):
     streams too) at an address that nobody reaches who has not its key. A request names the base
     model by its id or a loaded adapter by its name. It honours the fields that the record lists,
     `chat_template_kwargs.enable_thinking`, and `stream_options.continuous_usage_stats`: every
-    chunk of a stream says how many tokens there are by now.
+    chunk of a stream says how many tokens its choice has by now.
 
     The methods block, the caller has a time limit; they may be called from any thread, one at a
     time. Errors are `FlashError`s, with the last words of the server's log where it has failed.

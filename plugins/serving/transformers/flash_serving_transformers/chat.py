@@ -45,11 +45,15 @@ def _prepare(asked: ChatAsked, service: Service) -> tuple[Prompt, Grammar | None
     service.room(prompt.tokens, asked.common.max_tokens)
     if asked.common.top is not None:
         service.language.know_bytes()
-    shape = _shape(asked, in_thought=prompt.opens_thought)
+    shape = _shape(
+        asked,
+        thinks=service.language.thinks and asked.thinking is not False,
+        in_thought=prompt.opens_thought,
+    )
     return prompt, None if shape is None else Grammar(shape, service.language)
 
 
-def _shape(asked: ChatAsked, *, in_thought: bool) -> Shape | None:
+def _shape(asked: ChatAsked, *, thinks: bool, in_thought: bool) -> Shape | None:
     """Return what the answer is bound to, or None where any text will do."""
     may_call = () if asked.tool_choice == "none" else asked.callable
     required = asked.tool_choice == "required"
@@ -62,7 +66,7 @@ def _shape(asked: ChatAsked, *, in_thought: bool) -> Shape | None:
         schema=None if required else asked.schema,
         tools=may_call,
         several=asked.parallel,
-        thinks=asked.thinking is not False,
+        thinks=thinks,
         in_thought=in_thought,
     )
 
@@ -159,7 +163,9 @@ class _Answer:
         }
         body = self._frame.body([choice], chunk=True)
         if self._asked.usage_always:
-            return body | {"usage": self._usage()}
+            generation = self._generation
+            cached = generation.cached_tokens(index)
+            return body | {"usage": usage(self._prompt, cached, generation.count(index))}
         return body | ({"usage": None} if self._asked.usage_at_end else {})
 
     def _log_probs(self, tokens: Sequence[Token]) -> dict[str, Any] | None:

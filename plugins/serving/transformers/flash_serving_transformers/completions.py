@@ -136,8 +136,15 @@ class _Answer:
     def _chunk(self, choice: Mapping[str, Any]) -> dict[str, Any]:
         body = self._frame.body([choice])
         if self._asked.usage_always:
-            return body | {"usage": self._usage()}
+            return body | {"usage": self._usage_of(choice["index"])}
         return body | ({"usage": None} if self._asked.usage_at_end else {})
+
+    def _usage_of(self, index: int) -> dict[str, Any]:
+        """Return what one choice has used by now."""
+        prompt, generation = len(self._prompt(index).tokens), self._generation
+        if self._asked.max_tokens == 0:
+            return usage(prompt, 0, 0)
+        return usage(prompt, generation.cached_tokens(index), generation.count(index))
 
     def _usage(self) -> dict[str, Any]:
         generated = self._asked.max_tokens != 0

@@ -98,6 +98,10 @@ class Generation:
         """How many tokens all choices have by now."""
         return sum(choice.count for choice in self._choices)
 
+    def count(self, choice: int) -> int:
+        """Return how many tokens a choice has by now."""
+        return self._choices[choice].count
+
     def cached_tokens(self, choice: int = 0) -> int:
         """Return how many tokens of a choice's prompt the engine had already."""
         return self._handles[choice].cached_tokens
