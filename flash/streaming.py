@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 SILENCE_S: Final = 600.0
 """How long the server may say nothing: a long queue, or a long prompt."""
 
+_TOO_LONG: Final = "context_length_exceeded"
+"""OpenAI's word for it; some servers have only a sentence."""
+
 _LONGEST_LINE: Final = 1 << 20
 _LONGEST_ERROR: Final = 1 << 16
 _SHOWN: Final = 300
@@ -44,6 +47,12 @@ class Refused(FlashError):
         super().__init__(message)
         self.status = status
         self.code = code
+
+    @property
+    def too_long(self) -> bool:
+        """Whether prompt and answer together do not fit the model's context."""
+        said = self.code == _TOO_LONG or "context" in self.message
+        return said and self.status == http.HTTPStatus.BAD_REQUEST
 
 
 class Unreachable(FlashError):

@@ -77,13 +77,19 @@ class _PatientReply(Reply):
         for _ in range(_TRIES):
             try:
                 yield from Reply.__iter__(self)
-            except (Refused, Unreachable) as error:
-                if isinstance(error, Refused) and error.code not in _PASSING:
+            except Refused as error:
+                if error.too_long and "max_tokens" in self.body:
+                    # What is left of the context is less than that, and the server gives it all.
+                    self.body = {k: v for k, v in self.body.items() if k != "max_tokens"}
+                    continue
+                if error.code not in _PASSING or self.content or self.reasoning:
                     raise
-                time.sleep(PAUSE_S)
-                self.address = self.again()
+            except Unreachable:
+                pass
             else:
                 return
+            time.sleep(PAUSE_S)
+            self.address = self.again()
         yield from Reply.__iter__(self)
 
 

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from flash.streaming import Piece, Reply
 
 PROMPT: Final = "> "
-_TOO_LONG: Final = "context_length_exceeded"
-"""OpenAI's word for it; some servers have only a sentence."""
-
 HELP: Final = {
     "/system TEXT": "what the model is told before the conversation; without TEXT nothing",
     "/reset": "start a new conversation; what /system said stays",
@@ -83,7 +80,7 @@ class Conversation:
 
 def told(error: FlashError, hint: str) -> FlashError:
     """Return the error as a person is told it; `hint` is for a conversation that is too long."""
-    if isinstance(error, Refused) and (error.code == _TOO_LONG or "context" in error.message):
+    if isinstance(error, Refused) and error.too_long:
         return FlashError(f"it does not fit the model's context: {error.message}", hint=hint)
     return error
 

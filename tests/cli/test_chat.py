@@ -316,6 +316,21 @@ def test_a_conversation_that_is_too_long_for_the_model_is_told_so(say, server, b
     assert backend.calls[-1] == ("stop",)
 
 
+def test_where_the_context_has_less_room_the_answer_gets_what_there_is(say, server):
+    error = {"error": {"message": "22 and 512 of 64 tokens", "code": "context_length_exceeded"}}
+
+    def answer(body):
+        if "max_tokens" in body:
+            return 400, error, {}
+        return 200, streamed(chunk("short", "length")), {}
+
+    server.answer = answer
+    code, out, err = say(BASE, "-m", "hi")
+
+    assert (code, out) == (0, "short\n")
+    assert "cut after 3 tokens" in err
+
+
 def test_a_server_that_cannot_start_ends_with_its_words(say, backend):
     def start(_):
         raise ModelUnavailable("no memory", hint="the server's log is there")
