@@ -36,6 +36,8 @@ class Language:
         self._tokenizer = tokenizer
         self.stops = stop_tokens(tokenizer, model.generation_config)
         self._known: int = model.get_input_embeddings().weight.shape[0]
+        self.thinks = THINK in str(tokenizer.chat_template) or self.single(THINK) is not None
+        """Whether the model may write a thinking trace; others must not be allowed to."""
         self.vocabulary: int = max(self._known, len(tokenizer))
         self._special: dict[str, int] = dict(
             zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)

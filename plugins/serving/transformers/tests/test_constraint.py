@@ -111,6 +111,11 @@ def test_a_schema_that_cannot_be_enforced_is_refused(language, schema):
         Grammar(Shape(schema=schema), language)
 
 
+def test_a_trace_is_for_models_that_have_one(language):
+    knows_the_mark = language.single("<think>") is not None
+    assert language.thinks == knows_the_mark
+
+
 def test_choices_of_one_request_go_their_own_ways(language):
     grammar = Grammar(Shape(schema={"enum": ["a", "b"]}), language)
     one, two = grammar.constraint(), grammar.constraint()
