@@ -44,6 +44,7 @@ JSON_KEYS: Final = {
     "rewards": "the same of the mean reward; empty where nothing was sampled",
     "warnings": "what the worker warned of",
     "adapter": "the folder of the final adapter, or null",
+    "deployments": "what is deployed of it: each with `deployment` and `state`",
     "store": "the folder that holds all that the run leaves",
     "error": "why it failed, or null",
     "hint": "what to do about that, or null",
@@ -162,6 +163,9 @@ def describe(plane: Plane, record: Run) -> dict[str, Any]:
         "rewards": [[step, mean] for step, mean in sorted(progress.curves["reward"].items())],
         "warnings": progress.warnings,
         "adapter": str(final.adapter) if final else None,
+        "deployments": [
+            {"deployment": one.id, "state": one.state} for one in plane.deployed(record.id)
+        ],
         "store": str(plane.store(record.id)),
         "error": record.error,
         "hint": record.hint,
@@ -223,6 +227,8 @@ def _facts(plane: Plane, record: Run, progress: Progress) -> Iterator[str]:
     final = plane.final(record.id)
     if final:
         yield f"adapter: {final.adapter}"
+    for one in plane.deployed(record.id):
+        yield f"deployed as {one.id}: {one.state}"
 
 
 def _show_failure(plane: Plane, record: Run) -> None:
@@ -271,6 +277,7 @@ def _next_steps(plane: Plane, record: Run) -> Iterator[tuple[str, str]]:
         yield f"flash rollouts {run}", "what it said at each step, and its reward"
     if record.state == "done":
         yield f"flash eval {run}", "score it on held-out rows"
+        yield f"flash deploy {run}", "serve it behind an OpenAI-compatible URL"
         yield f"flash checkpoints {run}", "the steps that were saved"
     elif not record.final:
         yield f"flash status {run} --follow", "watch it"
@@ -283,4 +290,7 @@ def _next_steps(plane: Plane, record: Run) -> Iterator[tuple[str, str]]:
             start = f"from step {saved[-1].step}" if saved else "from the start"
             yield f"flash resume {run}{needed_option(record, attempts)}", f"have it go on {start}"
         if saved:
-            yield f"flash checkpoints {run}", "what was saved; any step can be evaluated"
+            yield (
+                f"flash checkpoints {run}",
+                "what was saved; any step can be evaluated or deployed",
+            )

@@ -188,6 +188,10 @@ class Deployments:
         """Return the deployment, or None."""
         return next(iter(self._read(sa.select(tables.deployments).where(_ROW.id == name))), None)
 
+    def of(self, run: str) -> list[Deployment]:
+        """Return every deployment that there ever was of a run, by id."""
+        return self._read(sa.select(tables.deployments).where(_ROW.run == run))
+
     def wanted(self) -> list[Deployment]:
         """Return those that a gateway has something to do for, or to keep up; by id."""
         return self._read(_UNSETTLED)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from flash.home import FlashHome
     from flash.job import Job
+    from flash.plane.deployments import Deployment
     from flash.plane.runs import Attempt, Run
     from flash.values import Event
     from flash.worker.checkpoints import Checkpoint
@@ -211,6 +212,10 @@ class Plane:
             return run, found
         steps = ", ".join(f"{run.id}/step-{checkpoint.step}" for checkpoint in saved[-_MOST_NAMED:])
         raise UsageError(message, hint=f"it has {steps}" if steps else "it has no checkpoint")
+
+    def deployed(self, run: str) -> list[Deployment]:
+        """Return the deployments of the run that were not undeployed."""
+        return [one for one in self._deployments.of(run) if one.state != "undeployed"]
 
     def cancel(self, run: str) -> Run:
         """Ask for the end of a run and return it; a run that has ended stays as it is."""

@@ -95,7 +95,7 @@ class Serving:
             model=job.model,
             backend=name,
             settings=_read(name, {**tables.get(name, {}), **(settings or {})}, host),
-            thinking=job.spec["thinking"],
+            thinking=job.spec.get("thinking", False),
             stop=job.spec.get("train", {}).get("stop_sequences") or (),
             allow_drift=allow_drift,
         )
@@ -195,7 +195,7 @@ class Serving:
             part = f"step-{self._plane.named(reference)[1].step}"
         wanted = run if part in {"", "final"} else f"{run}/{part}"
         if self._deployments.get(wanted) is None:
-            of_run = [one.id for one in self._deployments.all() if one.run == run]
+            of_run = [one.id for one in self._deployments.of(run)]
             hint = f"deployed of it: {', '.join(of_run)}" if of_run else "flash deployments"
             raise UsageError(f"{wanted} is not deployed", hint=hint)
         return wanted

@@ -234,6 +234,16 @@ def test_ctrl_c_leaves_the_deploy_going_and_says_so(bench, run):
     bench.until(lambda: bench.state(run) == "ready", bench.describe)
 
 
+def test_the_status_of_a_run_says_what_is_deployed_of_it(flash, run):
+    assert f"flash deploy {run}" in flash("status", run)[1]
+    flash("deploy", f"{run}/step-5")
+
+    assert f"deployed as {run}/step-5: ready" in flash("status", run)[1]
+    assert json.loads(flash("status", run, "--json")[1])["deployments"] == [
+        {"deployment": f"{run}/step-5", "state": "ready"}
+    ]
+
+
 def test_a_run_that_is_deployed_is_not_removed_before_it_is_undeployed(flash, bench, run):
     flash("deploy", f"{run}/step-5")
 

@@ -96,7 +96,7 @@ def test_a_done_run_shows_its_curve_and_what_to_do_next(bench, flash):
     assert said.startswith(f"{run}  done")
     for expected in ("step 4/4", "loss 1.0000", "█▃▂▁", "held-out loss 1.2500", "3 rows were"):
         assert expected in said
-    assert said.splitlines()[-2].split()[:3] == ["flash", "eval", run]
+    assert said.splitlines()[-3].split()[:3] == ["flash", "eval", run]
 
 
 def test_a_run_that_practised_shows_its_reward(bench, flash):

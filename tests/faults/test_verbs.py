@@ -62,6 +62,10 @@ VERBS = {
     "eval list": ["eval", "list"],
     "plugins": ["plugins"],
     "gc": ["gc"],
+    "deploy --dry-run": ["deploy", "RUN/step-1", "--dry-run"],
+    "deployments": ["deployments"],
+    "usage": ["usage"],
+    "keys": ["keys"],
 }
 
 
@@ -81,7 +85,7 @@ def ended(bench):
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_whose_disk_fails_says_so(bench, ended, monkeypatch, capsys, verb, fault):
     monkeypatch.setenv("FLASH_HOME", str(bench.home.root))
-    words = [ended if word == "RUN" else word for word in VERBS[verb]]
+    words = [word.replace("RUN", ended) for word in VERBS[verb]]
     flash(words)  # what is imported is imported
     expected = flash(words)
     assert expected == (1 if "--follow" in words else 0)

@@ -4,7 +4,10 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import psutil
 import pytest
@@ -196,6 +199,52 @@ def test_a_copy_that_is_wanted_again_is_not_cleared(still, host):
 
     assert still.copy(run).exists()
     assert still.state(run) == "deploying"
+
+
+RACER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from serving_bench import ServingBench
+from flash.plane import copies
+from flash.plugins import PluginHost
+
+bench, which, run = ServingBench(Path(sys.argv[1])), sys.argv[3], sys.argv[4]
+serving, host = bench.unattended(), PluginHost.load()
+for turn in range(25):
+    if which == "gateway":
+        for row in bench.deployments.wanted():
+            if row.wanted == "gone":
+                copies.clear(bench.home, bench.deployments, row)
+            else:
+                bench.deployments.moved(row, "ready")
+    elif turn % 2:
+        serving._deployments.ask_gone(run)
+    else:
+        serving.deploy(run, host, allow_drift=which == "two")
+"""
+
+
+def test_processes_that_deploy_undeploy_and_clear_at_once_leave_copy_and_row_in_step(still, host):
+    run = still.run()
+    still.unattended().deploy(run, host)
+    folders = (still.home.root.parent, Path(__file__).parents[1])
+    racers = [
+        subprocess.Popen([sys.executable, "-c", RACER, *folders, which, run])
+        for which in ("one", "two", "gateway")
+    ]
+
+    assert [racer.wait() for racer in racers] == [0, 0, 0]
+
+    found = still.deployments.get(run)
+    assert found.generation > 25
+    if found.wanted == "served":
+        assert damaged_file(still.copy(run)) is None
+    elif found.state == "undeployed":
+        assert not still.copy(run).exists()
+    else:
+        assert copies.clear(still.home, still.deployments, found)
+        assert not still.copy(run).exists()
 
 
 # With a gateway.
