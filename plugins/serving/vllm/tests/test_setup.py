@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
+import attrs
 import pytest
 from flash_serving_vllm import NAME, flash_register_serving
 from flash_serving_vllm.backend import VllmBackend
@@ -69,7 +71,9 @@ def test_the_record_names_a_setup_that_is_there():
     (record,) = flash_register_serving()
     module, _, name = record.setup.partition(":")
 
-    assert callable(getattr(__import__(module, fromlist=[name]), name))
+    assert callable(getattr(import_module(module), name))
+    with pytest.raises(ValueError, match="setup"):
+        attrs.evolve(record, setup="somewhere")
 
 
 def test_memory_holds_as_many_adapters_as_a_batch():
