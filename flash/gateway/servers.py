@@ -314,7 +314,6 @@ class Server:
 
     def _break_down(self, error: FlashError, wanted: Sequence[Deployment]) -> None:
         """End what does not work; it is started anew in a while, or given up."""
-        error = explained(error)
         now_s = time.monotonic()
         was_sound = self._live is not None and now_s - self._live.since_s >= self._times.sound_s
         self._breakdowns = 1 if was_sound else self._breakdowns + 1
@@ -322,7 +321,7 @@ class Server:
         pause_s = self._times.pause_s * 2 ** (self._breakdowns - 1)
         given_up = self._breakdowns >= tries
         self._log.warning(
-            "broke down", error=error.message, next_try_s=None if given_up else pause_s
+            "broke down", error=explained(error).message, next_try_s=None if given_up else pause_s
         )
         self._stop()
         self._base = None  # whose folder may be gone by now
@@ -332,13 +331,12 @@ class Server:
                 self._fail(row, error)
             else:
                 self._routes.hold(row.id, f"the server of {row.id} broke down; it is started anew")
-                self._parts.deployments.moved(
-                    row, "deploying", error=error.message, hint=error.hint
-                )
+                said = explained(error)
+                self._parts.deployments.moved(row, "deploying", error=said.message, hint=said.hint)
 
     def _fail(self, row: Deployment, error: FlashError) -> None:
-        error = explained(error)
         report = error.report if isinstance(error, NotServed) else None
+        error = explained(error)
         self._log.warning("failed", deployment=row.id, error=error.message)
         self._parts.deployments.moved(
             row, "failed", error=error.message, hint=error.hint, report=report

@@ -8,19 +8,24 @@ from typing import Final
 from flash.errors import FlashError
 
 _OUT_OF_MEMORY: Final = re.compile(
-    r"out of memory|OutOfMemory|MemoryError|cannot allocate memory|DefaultCPUAllocator"
-    r"|ended with code (?:9|137)\b",
+    r"out of memory|OutOfMemory|MemoryError|cannot allocate memory|DefaultCPUAllocator",
     re.IGNORECASE,
 )
-"""How CUDA, torch, Python and the system say it; the system kills with signal 9."""
+"""How CUDA, torch, Python and the system say it."""
+
+_KILLED: Final = re.compile(r"ended with code (?:9|137)\b")
+"""The system kills where memory runs out; it tells the log of the machine alone."""
+
+_HINT: Final = "free some memory, or set a smaller context or cache in the backend's settings"
 
 
 def explained(error: FlashError) -> FlashError:
-    """Return the error; one that memory ran out says so first, and what to do about it."""
-    if not _OUT_OF_MEMORY.search(error.message):
+    """Return the error; where memory ran out, it says so first, and what to do about it."""
+    if _OUT_OF_MEMORY.search(error.message):
+        what = "memory ran out"
+    elif _KILLED.search(error.message):
+        what = "it was killed, as the system does where memory runs out"
+    else:
         return error
-    return FlashError(
-        f"memory ran out: {error.message}",
-        hint="free some memory, or set a smaller context or cache in the backend's settings"
-        + (f"; {error.hint}" if error.hint else ""),
-    )
+    hint = f"{_HINT}; {error.hint}" if error.hint else _HINT
+    return FlashError(f"{what}: {error.message}", hint=hint)

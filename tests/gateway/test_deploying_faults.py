@@ -7,6 +7,7 @@ import pytest
 from deploy_bench import BARE, BASE, settled
 
 from flash.errors import FlashError, ModelUnavailable, UsageError
+from flash.gateway.live import Abandoned
 from flash.gateway.servers import FIRST_TRIES, RESTARTS
 from flash.plane.copies import adapter_folder
 
@@ -188,14 +189,39 @@ def test_each_restart_waits_twice_as_long(make_bench):
     assert bench.states() == {"blue-1": "deploying"}
 
 
-def test_memory_that_ran_out_is_said(bench):
+@pytest.mark.parametrize(
+    ("said", "what"),
+    [
+        (OUT_OF_MEMORY, "memory ran out: the server"),
+        ("the server ended with code 9", "it was killed, as the system does where memory runs out"),
+    ],
+)
+def test_memory_that_ran_out_is_said(bench, said, what):
     bench.deploy("blue-1")
-    bench.world.faults["start"] = [ModelUnavailable(OUT_OF_MEMORY)] * FIRST_TRIES
+    bench.world.faults["start"] = [ModelUnavailable(said)] * FIRST_TRIES
     bench.steps(bench.server())
 
     row = bench.deployments.get("blue-1")
-    assert row.error.startswith("memory ran out: ")
+    assert row.error.startswith(what)
+    assert row.error.count("the server") == 1
     assert "smaller" in row.hint
+
+
+def test_a_start_that_nobody_wants_any_more_is_given_up_at_once(bench, hang):
+    def nobody_wants():
+        bench.deployments.ask_gone("blue-1")
+        hang()
+
+    bench.deploy("blue-1")
+    bench.world.faults["start"] = [nobody_wants]
+    server = bench.server()
+    server.step(server._rows())
+    server.step(server._rows())
+    with pytest.raises(Abandoned):
+        server.step(server._rows())
+    bench.steps(server)
+
+    assert bench.states() == {"blue-1": "undeployed"}
 
 
 def test_a_start_that_hangs_is_given_up_and_stopped_when_it_answers_in_the_end(make_bench):

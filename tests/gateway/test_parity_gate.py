@@ -70,11 +70,15 @@ class Trained:
         config.write_text(json.dumps(said))
         return folder
 
-    def deployed(self, folder, backend, name="blue"):
-        """Return the row once the deploy has come to its end."""
-        bench = DeployBench(
+    def bench(self, folder, backend):
+        """Return a bench whose one backend is this one."""
+        return DeployBench(
             folder, self.template, QUICK, base=self.base, backend=backend, fields=self.fields
         )
+
+    def deployed(self, folder, backend, name="blue"):
+        """Return the row once the deploy has come to its end."""
+        bench = self.bench(folder, backend)
         bench.deploy(f"{name}-1", adapter=self.adapters[name])
         bench.steps(bench.server())
         row = bench.deployments.get(f"{name}-1")
@@ -165,6 +169,32 @@ def refused(row):
     assert not parity["holds"]
     assert not parity["proves_identity"]
     return parity
+
+
+def test_adapters_come_and_go_on_a_live_server_while_an_answer_streams_on(trained, tmp_path):
+    from flash.testing.served import Client
+
+    bench = trained.bench(tmp_path, Shared(trained))
+    bench.deploy("blue-1", adapter=trained.adapters["blue"])
+    server = bench.server()
+    bench.steps(server)
+    client = Client(trained.address)
+    chunks = client.stream("blue-1", max_tokens=200)
+    said = [next(chunks)]
+    for number in range(4):
+        bench.deploy(f"red-{number}", adapter=trained.adapters["red"])
+        bench.steps(server)
+        said.append(next(chunks))
+        bench.deployments.ask_gone(f"red-{number}")
+        bench.steps(server)
+        said.append(next(chunks))
+    bench.close()
+
+    assert bench.states()["red-3"] == "undeployed"
+    said += chunks
+    parts = [one["choices"][0]["delta"].get("content") or "" for one in said if one["choices"]]
+    assert "".join(parts) == client.chat("blue-1", max_tokens=200).text
+    assert said[-1]["usage"]["completion_tokens"] > 100
 
 
 def test_the_wrong_adapter_is_caught(trained, tmp_path):
