@@ -152,8 +152,7 @@ def _part(
     return a_RI.T.to(like).contiguous(), b_RO
 
 
-def _refused(name: str, why: str) -> UsageError:
-    return UsageError(
-        f"adapter {name} cannot be served: {why}",
-        hint="deploy an adapter that was trained on this base model",
-    )
+def _refused(
+    name: str, why: str, hint: str = "deploy an adapter that was trained on this base model"
+) -> UsageError:
+    return UsageError(f"adapter {name} cannot be served: {why}", hint=hint)

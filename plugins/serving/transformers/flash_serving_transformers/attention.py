@@ -85,7 +85,7 @@ class Seen:
         values = value_GTE.split_with_sizes(sizes, 1)
         read = []
         if self._gathered:
-            query = query_HNE[:, : self._gathered].unflatten(0, (groups, -1))
+            query = query_HNE[:, : self._gathered].reshape(groups, -1, self._gathered, width)
             read.append(self._gather(query, key_GTE, value_GTE, window, scale))
         queries = query_HNE.split_with_sizes(self._news, 1)
         for at in range(self._gathered, len(self._spans)):

@@ -58,11 +58,16 @@ class _Part:
 
 
 class Batch:
-    """The rows under way, oldest first."""
+    """
+    The rows under way, oldest first.
+
+    `evicted` collects those that had to give their room up, youngest first: they join again.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
         """Begin empty; the decoder is its own."""
         self.rows: list[Row] = []
+        self.evicted: list[Row] = []
         self._decoder = decoder
         self._arena = decoder.arena
 
@@ -84,39 +89,38 @@ class Batch:
         self._arena.free(row.stretch)
         row.stretch = Stretch(0, 0)
 
-    def step(self) -> list[Row]:
+    def step(self) -> None:
         """
-        Give every row that is ready its next token; return rows that had to give their room up.
+        Give every row that is ready its next token; those that end leave and are told.
 
-        Rows that ended have left. Where the model fails, each row is tried alone, and those that it
-        fails for end with its error.
+        Where the model fails, each row is tried alone, and those that it fails for end with its
+        error.
         """
-        parts, evicted = self._plan()
+        parts = self._plan()
         try:
             if parts:
                 self._compute(parts)
         except Exception as error:  # noqa: BLE001 - a model may raise anything, also for memory
             self._compute_alone(parts, error)
-        for row in [row for row in self.rows if row.over]:
+        for row in [row for row in self.rows if row.how is not None]:
             self.leave(row)
-        return evicted
+            row.tell()
 
-    def _plan(self) -> tuple[list[_Part], list[Row]]:
+    def _plan(self) -> list[_Part]:
         """Choose what each row does in the step, and make room for it, the oldest first."""
         decodes = any(row.pending == 1 for row in self.rows)
         left = READ_TOKENS_BESIDE if decodes else READ_TOKENS
         parts: list[_Part] = []
-        evicted: list[Row] = []
         for row in list(self.rows):
             pending = row.pending
             new = 1 if pending == 1 else min(pending, left)
-            if row in evicted or new == 0 or not self._make_room(row, new, evicted):
+            if row not in self.rows or new == 0 or not self._make_room(row, new):
                 continue
             left -= new if pending > 1 else 0
             parts.append(_Part(row, row.cached, row.cached + new))
-        return parts, evicted
+        return parts
 
-    def _make_room(self, row: Row, new: int, evicted: list[Row]) -> bool:
+    def _make_room(self, row: Row, new: int) -> bool:
         """Let a row grow, at the expense of the youngest; False where that is itself."""
         while row.cached + new > row.stretch.room:
             wanted = min(row.most, row.cached + new + HEADROOM)
@@ -124,7 +128,7 @@ class Batch:
                 break
             youngest = self.rows[-1]
             self.leave(youngest)
-            evicted.append(youngest)
+            self.evicted.append(youngest)
             if youngest is row:
                 return False
         return True

@@ -60,10 +60,7 @@ class Arena(Cache):  # type: ignore[misc] # transformers ships no types
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the step's keys and values, 1GNE each; return the layer's whole arena, 1GTE."""
         if layer_idx not in self._layers:
-            self._layers[layer_idx] = tuple(
-                states.new_empty(states.shape[1], self.columns, states.shape[3])
-                for states in (key_states, value_states)
-            )
+            self._layers[layer_idx] = (self._empty(key_states), self._empty(value_states))
         keys_GTE, values_GTE = self._layers[layer_idx]
         keys_GTE.index_copy_(1, self.columns_N, key_states[0])
         values_GTE.index_copy_(1, self.columns_N, value_states[0])
@@ -133,6 +130,9 @@ class Arena(Cache):  # type: ignore[misc] # transformers ships no types
                     :, source.start : source.start + tokens
                 ]
         target.used = tokens
+
+    def _empty(self, states: torch.Tensor) -> torch.Tensor:
+        return states.new_empty(states.shape[1], self.columns, states.shape[3])
 
     def _whole(self, tokens: int) -> int:
         return min(-(-tokens // BLOCK) * BLOCK, max(tokens, self.columns))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flash_serving_transformers.adapters import Adapter
-    from flash_serving_transformers.requests import Take, TakeEnd
+    from flash_serving_transformers.requests import Ended, Take, TakeEnd
 
 
 class Engine:
@@ -191,40 +190,41 @@ class Engine:
             self._changed.notify()
 
     def _run(self) -> None:
-        """Work until closed: the engine's thread."""
-        with torch.inference_mode():
-            while self._wait():
-                try:
-                    self._admit()
-                    evicted = self._batch.step()
-                except Exception as error:  # noqa: BLE001 - whatever it is, every request must end
-                    self._drop([*self._batch.rows], error)
-                else:
-                    self._requeue(evicted)
-        with self._changed:
-            left = [*self._waiting]
-            self._waiting.clear()
-        for row in [*self._batch.rows, *left]:
-            row.end("cancelled")
+        """Work until closed: the engine's thread. However it ends, every request does."""
+        try:
+            with torch.inference_mode():
+                while self._wait():
+                    try:
+                        self._admit()
+                        self._batch.step()
+                    except Exception as error:  # noqa: BLE001 - those in the batch bear it
+                        self._end(self._batch.rows, error)
+                    self._requeue()
+        finally:
+            with self._changed:
+                self._closed = True
+            self._requeue()
+            self._end([*self._batch.rows, *self._waiting], "cancelled")
 
     def _wait(self) -> bool:
         """Sleep until there is work; False when closed. Ends what was cancelled."""
         with self._changed:
-            while True:
-                if self._closed:
-                    return False
-                cancelled = [row for row in self._waiting if row.handle.cancelled.is_set()]
-                for row in cancelled:
-                    self._waiting.remove(row)
-                if cancelled or self._batch.rows or self._waiting:
-                    break
+            while not (self._closed or self._batch.rows or self._waiting):
                 self._changed.wait()
-        for row in cancelled:
-            row.end("cancelled")
-        for row in [row for row in self._batch.rows if row.handle.cancelled.is_set()]:
-            self._batch.leave(row)
-            row.end("cancelled")
-        return True
+            rows = [*self._batch.rows, *self._waiting]
+        self._end([row for row in rows if row.handle.cancelled.is_set()], "cancelled")
+        return not self._closed
+
+    def _end(self, rows: Sequence[Row], how: Ended | Exception) -> None:
+        """Take rows out, wherever they are, and tell how they ended."""
+        for row in list(rows):
+            row.end(how)
+            with self._changed:
+                if row in self._waiting:
+                    self._waiting.remove(row)
+                if row in self._batch.rows:
+                    self._batch.leave(row)
+            row.tell()
 
     def _admit(self) -> None:
         """Let those in that wait, the oldest first, while there is room."""
@@ -237,12 +237,7 @@ class Engine:
                 {*self._adapters.values(), *(row.adapter for row in self._batch.rows)}
             )
 
-    def _requeue(self, evicted: Sequence[Row]) -> None:
+    def _requeue(self) -> None:
         with self._changed:
-            self._waiting.extendleft(evicted)
-
-    def _drop(self, rows: Sequence[Row], error: Exception) -> None:
-        for row in rows:
-            with suppress(ValueError):
-                self._batch.leave(row)
-            row.end(error)
+            self._waiting.extendleft(self._batch.evicted)
+            self._batch.evicted.clear()

@@ -49,10 +49,10 @@ class Mixture:
         head = model.get_output_embeddings()
         for path, module in model.named_modules():
             if module is head and type(head) is torch.nn.Linear and has_onednn(head):
-                head.forward = partial(product, head.weight, head.bias)
+                _compute_by(head, partial(product, head.weight, head.bias))
             elif type(module) is torch.nn.Linear and module is not head:
                 self.linears[path] = module
-                module.forward = partial(self._forward, path, _quick(module))
+                _compute_by(module, partial(self._forward, path, _quick(module)))
         self._uncalled = set(self.linears)
 
     def settle(self) -> None:
@@ -132,7 +132,7 @@ class _Group:
     """
     Tokens `start` to `end` of a step, by the slots of the stack.
 
-    `gather` and `back` are None where every slot has as many rows as every other.
+    Where a slot has fewer rows than another, `gather` gives each as many, and `back` undoes that.
     """
 
     start: int
@@ -163,7 +163,7 @@ class _Group:
         """Add every row's low-rank part of `x` to its `y`."""
         x, y = x_NI[self.start : self.end], y_NO[self.start : self.end]
         a_SIR, b_SRO = a_SIR[: self.slots], b_SRO[: self.slots]
-        if self.gather is None:
+        if self.gather is None or self.back is None:
             low_SCR = x.view(self.slots, -1, x.shape[-1]) @ a_SIR
             y.view(self.slots, -1, y.shape[-1]).baddbmm_(low_SCR, b_SRO)
         else:
@@ -237,6 +237,10 @@ def _worth_stacking(rows_of: Mapping[Any, Sequence[int]]) -> list[Adapter]:
             break
         stacked.pop()
     return stacked if len(stacked) >= _STACKED else []
+
+
+def _compute_by(module: Any, forward: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    module.forward = forward
 
 
 def _quick(linear: torch.nn.Linear) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -34,7 +34,7 @@ class Row:
         self.most = len(self.tokens) + handle.request.max_tokens
         self.chooser = Chooser(handle.request)
         self.stretch = Stretch(0, 0)
-        self.over = False
+        self.how: Ended | Exception | None = None
         self._take = take
         self._ended = ended
 
@@ -72,12 +72,14 @@ class Row:
             self.end("length")
 
     def end(self, how: Ended | Exception) -> None:
-        """Tell the end, once."""
-        if self.over:
-            return
-        self.over = True
+        """Say how it ends; the first to say so is right."""
+        if self.how is None:
+            self.how = how
+
+    def tell(self) -> None:
+        """Tell whoever asked how it ended; called once, when it has left."""
         try:
-            self._ended(how)
+            self._ended("cancelled" if self.how is None else self.how)
         except Exception:  # noqa: BLE001 - nobody is left to tell, and the others go on
             _log.exception("what takes the end of a request raised")
 
@@ -103,10 +105,10 @@ class Scored(Row):
 
     def wants(self, first: int, end: int) -> list[int]:
         """Return the places from which the completion's tokens are foretold."""
-        return list(range(max(first, self._prompt - 1), end))
+        return list(range(max(first, self._prompt - 1 + len(self._found)), end))
 
     def score(self, logits_NV: torch.Tensor) -> None:
-        """Take the logits of the places wanted next."""
+        """Take the logits of the places wanted next; what was scored is not asked for again."""
         done = len(self._found)
         self._found += log_probs_of(logits_NV, self._completion[done : done + len(logits_NV)])
         if len(self._found) == len(self._completion):
