@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 _SHOWN: Final = (
     *("deployment", "run", "step", "model", "backend", "settings", "thinking", "stop"),
     "allow_drift",
+)
+_PATIENCE_S: Final = 10.0
+_PATIENCE: Final = (
+    "its server loads the model, which may take minutes; logs: servers/ of FLASH_HOME"
 )
 DRY_RUN_KEYS: Final = {key: JSON_KEYS[key] for key in _SHOWN}
 
@@ -153,8 +159,12 @@ def _wait(serving: Serving, deployment: Deployment, key: Path, *, as_json: bool)
 def followed(serving: Serving, deployment: Deployment, *, silent: bool) -> Deployment | None:
     """Show the states of a deployment to its end and return it; None where Ctrl-C came first."""
     show: Callable[[Deployment], None] = (lambda _: None) if silent else _show_state()
+    patience = threading.Timer(_PATIENCE_S, note, [_PATIENCE])
+    patience.daemon = True
     found = deployment
     try:
+        if not silent and output.is_terminal(sys.stderr):
+            patience.start()
         for found in serving.follow(deployment):
             show(found)
     except KeyboardInterrupt:
@@ -164,6 +174,8 @@ def followed(serving: Serving, deployment: Deployment, *, silent: bool) -> Deplo
         if deployment.wanted == "served":
             note(f"  flash undeploy {deployment.id}   stops it")
         return None
+    finally:
+        patience.cancel()
     return found
 
 
@@ -197,7 +209,7 @@ def _show_ready(found: Deployment, gateway: Gateway, key: Path) -> None:
     out()
     out("  from pathlib import Path", dim=True)
     out("  from openai import OpenAI", dim=True)
-    out(f'  key = Path("{key}").read_text().strip()', dim=True)
+    out(f"  key = Path({str(key)!r}).read_text().strip()", dim=True)
     out(f'  client = OpenAI(base_url="{gateway.url}", api_key=key)', dim=True)
     messages = '[{"role": "user", "content": "Hello"}]'
     out(

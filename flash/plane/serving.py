@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from flash.plugins import PluginHost
 
 DEFAULT_BACKEND: Final = "transformers"
+_STEP: Final = re.compile(r"step-(\d{1,12})")
 _LOOK_S: Final = 0.1
 _LOOKS_A_CHECK: Final = 20
 
@@ -193,6 +195,8 @@ class Serving:
         run = self._plane.find(name).id
         if part == "best":
             part = f"step-{self._plane.named(reference)[1].step}"
+        elif match := _STEP.fullmatch(part):
+            part = f"step-{int(match[1])}"
         wanted = run if part in {"", "final"} else f"{run}/{part}"
         if self._deployments.get(wanted) is None:
             of_run = [one.id for one in self._deployments.of(run)]

@@ -270,6 +270,14 @@ def test_deploy_and_undeploy(bench, host):
     assert run in raised.value.hint
 
 
+def test_undeploy_takes_every_name_that_deploy_takes(still, host):
+    run = still.run(steps={5: {"eval_loss": 1.0}, 10: {"eval_loss": 2.0}})
+    serving = still.unattended()
+    for name in (run, f"{run}/final", "last", "last/best", "last/step-5", f"{run}/step-00005"):
+        deployed = serving.deploy(name, host)
+        assert serving.undeploy(name).id == deployed.id
+
+
 def test_a_killed_gateway_is_back_in_seconds_and_serves_what_it_served(bench, host):
     run = bench.run()
     serving = bench.serving()
