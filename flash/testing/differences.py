@@ -7,11 +7,12 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+from flash import parity
 from flash.worker.checkpoints import MANIFEST, CheckpointStore
 from flash.worker.reporter import read_event
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from flash.values import Event
@@ -58,18 +59,24 @@ def attempt_events(store: Path) -> list[list[Event]]:
 
 def _of_checkpoints(what: str, one: Checkpoint, other: Checkpoint) -> Iterator[str]:
     yield from _of_values(f"{what}: its metrics", dict(one.metrics), dict(other.metrics))
-    yield from _of_folders(f"the adapter of {what}", one.adapter, other.adapter)
+    folders = (one.adapter, other.adapter)
+    # A stop does not wait for a golden set; the final adapter has one.
+    both = all((folder / parity.NAME).exists() for folder in folders)
+    left_out = {MANIFEST} if both else {MANIFEST, parity.NAME}
+    yield from _of_folders(f"the adapter of {what}", *folders, left_out=left_out)
     if one.resumable and other.resumable:
         yield from _of_folders(f"the state of {what}", one.folder / "state", other.folder / "state")
 
 
-def _of_folders(what: str, one: Path, other: Path) -> Iterator[str]:
-    """Compare all files but a manifest, which holds a time."""
+def _of_folders(
+    what: str, one: Path, other: Path, *, left_out: Collection[str] = frozenset({MANIFEST})
+) -> Iterator[str]:
+    """Compare all files but those `left_out`, as a manifest, which holds a time."""
     ours, theirs = (
         {
             path.relative_to(folder).as_posix(): path
             for path in folder.rglob("*")
-            if path.is_file() and path.name != MANIFEST
+            if path.is_file() and path.name not in left_out
         }
         for folder in (one, other)
     )

@@ -41,7 +41,7 @@ PROMPT_TOKENS: Final = 512
 """Of all prompts together: reading them takes longer than continuing them."""
 
 STOPPING_S: Final = 3.0
-"""A golden set may take so long where the run is told to stop: whoever stops it does not wait."""
+"""A checkpoint's may take so long where the run is told to stop: whoever stops it waits seconds."""
 
 _LOOKED_AT: Final = 256
 """Rows among which distinct prompts are looked for."""
@@ -80,11 +80,11 @@ def _read(conversations: Iterable[Conversation], renderer: ChatRenderer) -> Iter
         try:
             text = renderer.prompt(row.opening, row.tools)
             messages = [_as_sent(one) for one in plain(row.name, row.opening)]
-            sent = json.loads(json.dumps([messages, row.tools]))
+            messages, tools = json.loads(json.dumps([messages, row.tools]))
         except (TrainingDataError, TypeError, ValueError):
             continue  # of this row no server could be asked
         found = renderer.tokenizer(text, add_special_tokens=False, verbose=False)
-        yield Opening(*sent, tuple(found["input_ids"]))
+        yield Opening(messages, tools, tuple(found["input_ids"]))
 
 
 def _as_sent(message: Message) -> Message:
@@ -128,33 +128,30 @@ class GoldenMaker:
         self._told = False
         self._until_s = math.inf
 
-    def make(self, model: Any) -> bytes | None:
+    def make(self, model: Any, *, in_time: bool = True) -> bytes | None:
         """
         Return the golden set of the adapter on `model` as `flash.parity` reads it, or None.
 
-        None too where the run is told to stop and it would take too long.
+        With `in_time`, None too where the run is told to stop and it takes too long.
         """
-        began_s = time.monotonic()
-        self._until_s = began_s + STOPPING_S
+        self._until_s = time.monotonic() + STOPPING_S if in_time else math.inf
         try:
             found = self._make(model)
         except Stopped:
             return None
         except Exception as error:  # noqa: BLE001 - a proof that fails must not cost the checkpoint
             said = error.message if isinstance(error, FlashError) else f"{error!r}"
-            return self._without(said)
+            self._tell_why(said)
+            return None
         if found is None:
-            return self._without("no prompt of the task leaves room in the model's context")
+            self._tell_why("no prompt of the task leaves room in the model's context")
+            return None
         return found.to_json()
 
     def _make(self, model: Any) -> GoldenSet | None:
         causal = model.get_base_model()
         own = getattr(causal.config.get_text_config(), "max_position_embeddings", None)
-        prompts = [
-            (one, room)
-            for one in self._openings
-            if (room := min(COMPLETION_TOKENS, (own or math.inf) - len(one.tokens))) > 0
-        ]
+        prompts = [(one, room) for one in self._openings if (room := _room(one, own)) > 0]
         if not prompts:
             return None
         with torch.no_grad(), evaluating(model):
@@ -187,7 +184,7 @@ class GoldenMaker:
     ) -> list[tuple[int, ...]]:
         # The model without PEFT's wrapper has nothing that could be merged.
         sampler = OwnSampler(causal, self._tokenizer, stop=self._too_late)
-        asked = [Prompt(one.tokens, "golden", int(room)) for one, room in prompts]
+        asked = [Prompt(one.tokens, "golden", room) for one, room in prompts]
         sampling = Sampling(COMPLETION_TOKENS, stop_sequences=self._stop_sequences)
         found = dict(sampler.sample(asked, sampling))
         return [found[place].tokens for place in range(len(asked))]
@@ -216,10 +213,17 @@ class GoldenMaker:
     def _too_late(self) -> bool:
         return self._stop() and time.monotonic() > self._until_s
 
-    def _without(self, reason: str) -> None:
+    def _tell_why(self, reason: str) -> None:
         if not self._told:
             self._told = True
             self._tell(
                 f"the adapter is saved without a golden set, so that what is served cannot be "
                 f"compared with it: {reason}"
             )
+
+
+def _room(opening: Opening, context_tokens: int | None) -> int:
+    """Return how many tokens the answer may have; none or fewer where the context is full."""
+    if context_tokens is None:
+        return COMPLETION_TOKENS
+    return min(COMPLETION_TOKENS, context_tokens - len(opening.tokens))

@@ -96,11 +96,13 @@ class RunTrainer:
         trainer: Any = self
         if not trainer.is_world_process_zero():
             return
-        if start is not None and not self.state.global_step:  # it was of the last step already
-            path = start.folder / "adapter" / parity.NAME
-            golden = path.read_bytes() if path.exists() else None
-        else:
+        golden = None
+        if start is None or self.state.global_step:
             golden = self._golden_set()
+        elif (path := start.folder / "adapter" / parity.NAME).exists():  # of the same step
+            golden = path.read_bytes()
+        if golden is None and self.golden is not None:  # a stop may have cost the checkpoint's
+            golden = self.golden.make(self.model, in_time=False)
         self.context.checkpoints.save_final(lambda folder: save_adapter(self.model, folder, golden))
 
     def _golden_set(self) -> bytes | None:

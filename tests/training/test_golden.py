@@ -156,6 +156,7 @@ def test_a_stop_costs_the_golden_set_once_it_takes_too_long(trained, monkeypatch
     monkeypatch.setattr(golden_module.time, "monotonic", lambda: float(next(ticks)))
 
     assert made.make(model) is None
+    assert made.make(model, in_time=False)
     assert not told
 
 
