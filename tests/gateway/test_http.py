@@ -360,3 +360,17 @@ def test_a_gateway_that_stops_lets_those_end_who_are_quick(tmp_path):
     closing.join()
     assert (text_of(said), said[-1]) == ("Hello you", "[DONE]")
     assert bench.rows.written[0].status == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_server_that_falls_silent_is_given_up(tmp_path, stream):
+    bench = Bench(tmp_path, Limits(grace_s=0, silence_s=0.1))
+    bench.backend.answer = lambda _: Answer(ends="silent")
+    status, said = bench.chat(stream=stream)
+    error = said[-1] if stream else said
+    assert status == (200 if stream else 504)
+    assert "said nothing for too long" in error["error"]["message"]
+    assert bench.rows.written[0].status == "failed"
+    until(lambda: bench.backend.left == 1)
+    bench.close()

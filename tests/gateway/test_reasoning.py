@@ -20,7 +20,7 @@ def in_pieces(text, cuts, *, opened):
     return tuple("".join(part) for part in zip(*given_out, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 60), max_size=12))
 @example("<think>a</think>b", list(range(18)))
 @example(" \n<think>\n a </thi nk </think>\n\n b \n", list(range(40)))
@@ -28,7 +28,7 @@ def test_any_cutting_of_any_text_is_split_as_training_splits_it(text, cuts):
     assert in_pieces(text, cuts, opened=False) == split_thinking(text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TEXTS, st.lists(st.integers(0, 60), max_size=12))
 @example("a</think>b", list(range(11)))
 def test_a_text_whose_prompt_opened_the_trace_is_inside_it_from_the_start(text, cuts):

@@ -54,7 +54,7 @@ STREAM = b"".join(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, len(STREAM)), max_size=20))
 def test_however_a_stream_is_cut_it_says_the_same(cuts):
     relay = Relay(asked())

@@ -4,11 +4,13 @@ import json
 
 import attrs
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from flash.gateway.checks import read_object, written
 from flash.gateway.errors import ApiError
 from flash.gateway.limits import Limits
-from flash.gateway.requests import accept, model_of
+from flash.gateway.requests import _CHAT, _COMPLETION, _ELSEWHERE, accept, model_of
 from flash.gateway.routes import Route
 from flash.values import Address
 
@@ -311,3 +313,36 @@ def test_a_model_must_be_named():
 def test_no_long_field_is_said_back_in_full():
     error = refused(chat, **{"x" * 100_000: 1})
     assert len(json.dumps(error.content())) < 500
+
+
+NAMES = st.sampled_from(
+    "role content type text function name arguments parameters id user assistant tool "
+    "json_schema schema include_usage 1".split()  # noqa: SIM905 - shorter
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | NAMES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(), inner),
+    max_leaves=12,
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(["chat/completions", "completions"]),
+    st.dictionaries(st.sampled_from([*_CHAT, *_COMPLETION, *_ELSEWHERE]), ANYTHING, max_size=3),
+    st.booleans(),
+)
+def test_whatever_a_request_says_it_is_forwarded_or_refused_with_a_sentence(kind, said, trained):
+    route = TRAINED if trained else attrs.evolve(BASE, fields=frozenset({*_CHAT, *_COMPLETION}))
+    whole = {"messages": HI} if kind == "chat/completions" else {"prompt": "Hi"}
+    try:
+        asked = accept(kind, read_object(json.dumps(whole | said).encode()), route, LIMITS)
+        body = json.loads(written(asked.body))
+    except ApiError as error:
+        refusal = error
+    else:
+        assert (body["model"], asked.choices <= LIMITS.choices) == (route.name, True)
+        assert body.get("max_tokens", 1) <= LIMITS.tokens
+        return
+    assert (refusal.status, 10 < len(refusal.message) < 1000) == (400, True)
