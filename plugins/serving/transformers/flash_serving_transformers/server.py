@@ -224,3 +224,6 @@ if __name__ == "__main__":
         main(sys.argv[1])
     except FlashError as error:
         sys.exit(f"{type(error).__name__}: {error.message}")
+    # Everything has been answered: past threads that may hang, and what torch tidies up at its end.
+    logging.shutdown()
+    os._exit(0)
