@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 from aiohttp import web
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from flash.gateway.requests import Asked, Kind
     from flash.gateway.routes import Route
     from flash.gateway.usage import Status, UsageWriter
+
+
+_SMALL: Final = 1 << 14
+"""So much is written at once to a client who has read all before."""
 
 
 @attrs.define
@@ -153,6 +157,10 @@ class Answering:
 
     async def _send(self, response: web.StreamResponse, data: bytes) -> None:
         """Write to the client, who has some time to read; one who does not has left."""
+        transport = self._request.transport
+        if transport is not None and len(data) <= _SMALL and not transport.get_write_buffer_size():
+            await response.write(data)  # nothing waits, and no clock is set for it
+            return
         try:
             async with asyncio.timeout(self._limits.client_s):
                 await response.write(data)

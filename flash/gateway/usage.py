@@ -120,6 +120,8 @@ class UsageWriter:
             async with asyncio.timeout(self._patience_s):
                 await done
         except TimeoutError:
+            with self._changed:
+                self._failures = max(1, self._failures)  # the next ones need not wait so long
             self._log.error("usage is written late", request=row.request)
 
     def close(self) -> None:
