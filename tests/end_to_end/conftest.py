@@ -93,6 +93,20 @@ class Project:
             check=False,
         )
 
+    def shell(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a line of a page, what it says on both streams as one."""
+        place = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            ["bash", "-c", command],
+            cwd=self.folder,
+            env=self.environ(PATH=place),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
     def json(self, *words: str, **more: str):
         done = self.flash(*words, "--json", **more)
         assert done.returncode == 0, done.stderr + done.stdout

@@ -6,19 +6,23 @@ tiny, and its two adapters have learnt the same questions with other answers.
 """
 
 import json
+import socket
 import sys
 import time
+from functools import reduce
 from pathlib import Path
 
 import openai
 import psutil
 import pytest
 from terminal import Terminal
+from test_documents import shape_of, steps_of
 
 from flash.testing.models import make_tiny_model
 
 pytestmark = pytest.mark.slow
 
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve.md"
 WORDS = {
     "french": {"red": "rouge", "blue": "bleu"},
     "german": {"red": "rot", "blue": "blau"},
@@ -120,6 +124,34 @@ def processes_of(project):
         ):
             found.append(process)
     return found
+
+
+def test_every_command_of_the_how_to_page_prints_what_it_shows(project):
+    port = free_port()
+    config = project.store / "config.toml"
+    config.write_text(config.read_text().replace("port = 0", f"port = {port}"))
+    french, german = project.runs.values()
+    here = {
+        "127.0.0.1:8808": f"127.0.0.1:{port}",
+        "1aenqqscq": german,
+        "1aenp7k2w": french,
+        "/home/you": str(project.home),
+        "HuggingFaceTB/SmolLM2-135M-Instruct": str(project.model),
+    }
+    for step in steps_of(PAGE):
+        command, expected = (
+            reduce(lambda text, pair: text.replace(*pair), here.items(), part) for part in step
+        )
+        done = project.shell(command)
+
+        assert done.returncode == 0, done.stdout
+        assert shape_of(expected).fullmatch(done.stdout), f"{command}\n{done.stdout}\n{expected}"
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def test_what_is_served_is_held_against_what_was_trained(project, deployed):
