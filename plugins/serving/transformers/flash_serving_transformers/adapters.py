@@ -102,7 +102,9 @@ def _check_plain(name: str, config: Any) -> None:
     if beyond:
         raise _refused(
             name,
-            f"it was trained with {beyond[0]} = {getattr(config, beyond[0])!r}, not plain LoRA",
+            f"it was trained with {beyond[0]} = {getattr(config, beyond[0])!r}, which is not plain "
+            "LoRA",
+            hint="deploy it with --backend vllm, or train with plain LoRA",
         )
 
 

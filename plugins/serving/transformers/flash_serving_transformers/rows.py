@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flash_serving_transformers.adapters import Adapter
     from flash_serving_transformers.requests import Ended, Handle, Take, TakeEnd, Token
 
-HEADROOM = 256
+HEADROOM = 128
 """Room that a row gets beyond its tokens, where it may say so many."""
 
 _log = logging.getLogger(__name__)
