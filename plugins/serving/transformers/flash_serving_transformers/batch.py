@@ -17,12 +17,14 @@ import torch
 
 from flash_serving_transformers.cache import Stretch
 from flash_serving_transformers.decoder import Piece
+from flash_serving_transformers.prefixes import Prefixes, is_being_read
 from flash_serving_transformers.rows import HEADROOM, Row, Scored
 from flash_serving_transformers.sampling import choose
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
+    from flash_serving_transformers.adapters import Adapter
     from flash_serving_transformers.decoder import Decoder
     from flash_serving_transformers.requests import Token
 
@@ -70,23 +72,42 @@ class Batch:
         self.evicted: list[Row] = []
         self._decoder = decoder
         self._arena = decoder.arena
+        self._prefixes = Prefixes(decoder.arena)
+
+    @property
+    def cache_used(self) -> int:
+        """The columns that the rows hold."""
+        return self._arena.used - self._prefixes.used
 
     def join(self, row: Row) -> bool:
-        """Let a row in where the cache has room for it."""
-        stretch = self._arena.take(row.wanted)
-        if stretch is None:
-            self._arena.gather()
-            stretch = self._arena.take(row.wanted)
+        """Let a row in where the cache has room for it, and is not about to have its beginning."""
+        if is_being_read(row, self.rows):
+            return False
+        begun = self._prefixes.take(row)
+        stretch = begun or self._take(row.wanted)
         if stretch is None:
             return False
         row.stretch = stretch
+        if begun is None:
+            self._prefixes.copy(row, self.rows)
+        if len(row.tokens) == len(row.handle.request.tokens):
+            row.handle.cached_tokens = row.cached
         self.rows.append(row)
         return True
 
+    def keep(self, adapters: Collection[Adapter | None]) -> None:
+        """Let go of whatever was computed with adapters that are neither these nor in use."""
+        used = {*adapters, *(row.adapter for row in self.rows)}
+        self._decoder.mixture.keep(used)
+        self._prefixes.keep({None, *used})
+
     def leave(self, row: Row) -> None:
-        """Free a row's place."""
+        """Free a row's place; what a row that ended well has computed may serve another."""
         self.rows.remove(row)
-        self._arena.free(row.stretch)
+        if row.how is None or isinstance(row.how, Exception):
+            self._arena.free(row.stretch)
+        else:
+            self._prefixes.leave(row)
         row.stretch = Stretch(0, 0)
 
     def step(self) -> None:
@@ -120,11 +141,25 @@ class Batch:
             parts.append(_Part(row, row.cached, row.cached + new))
         return parts
 
+    def _take(self, tokens: int) -> Stretch | None:
+        """Return a stretch for so many tokens, at the expense of what ended rows left."""
+        while True:
+            stretch = self._arena.take(tokens)
+            if stretch is not None or not self._prefixes.drop():
+                break
+        if stretch is None:
+            self._arena.gather()
+            stretch = self._arena.take(tokens)
+        return stretch
+
     def _make_room(self, row: Row, new: int) -> bool:
         """Let a row grow, at the expense of the youngest; False where that is itself."""
-        while row.cached + new > row.stretch.room:
-            wanted = min(row.most, row.cached + new + HEADROOM)
-            if any(self._arena.grow(row.stretch, room) for room in (wanted, row.cached + new)):
+        needed = row.cached + new
+        wanted = min(row.most, needed + HEADROOM)
+        while needed > row.stretch.room and not self._arena.grow(row.stretch, wanted):
+            if self._prefixes.drop():
+                continue
+            if self._arena.grow(row.stretch, needed):
                 break
             youngest = self.rows[-1]
             self.leave(youngest)

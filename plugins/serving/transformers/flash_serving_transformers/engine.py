@@ -134,7 +134,7 @@ class Engine:
             return Stats(
                 running=len(self._batch.rows),
                 waiting=len(self._waiting),
-                cache_tokens_used=self._decoder.arena.used,
+                cache_tokens_used=self._batch.cache_used,
                 cache_tokens=self._cache_tokens,
                 adapters=tuple(self._adapters),
             )
@@ -233,9 +233,7 @@ class Engine:
                 if not self._batch.join(self._waiting[0]):
                     break
                 self._waiting.popleft()
-            self._decoder.mixture.keep(
-                {*self._adapters.values(), *(row.adapter for row in self._batch.rows)}
-            )
+            self._batch.keep(self._adapters.values())
 
     def _requeue(self) -> None:
         with self._changed:

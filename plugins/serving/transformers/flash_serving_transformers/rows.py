@@ -53,6 +53,11 @@ class Row:
         """The room that it asks for when it joins."""
         return min(self.most, len(self.tokens) + HEADROOM)
 
+    @property
+    def reusable(self) -> int:
+        """How many of its tokens need not be computed for it: the last says what comes next."""
+        return len(self.tokens) - 1
+
     def wants(self, first: int, end: int) -> list[int]:  # noqa: ARG002 - others want more
         """Return which of its tokens `first` to `end` have logits that it needs."""
         return [end - 1] if end == len(self.tokens) else []
@@ -102,6 +107,11 @@ class Scored(Row):
         super().__init__(handle, adapter, lambda _: False, self._tell)
         self.tokens += self._completion[:-1]
         self.most = len(self.tokens)
+
+    @property
+    def reusable(self) -> int:
+        """As in a row; from the prompt's last token on, all say what comes next."""
+        return self._prompt - 1
 
     def wants(self, first: int, end: int) -> list[int]:
         """Return the places from which the completion's tokens are foretold."""

@@ -196,6 +196,35 @@ def test_rows_that_give_their_room_up_go_on_as_if_they_had_not(world):
     engine.close()
 
 
+def test_what_a_prompt_shares_with_another_is_not_computed_again(world):
+    engine = world.engine()
+    system, first, second = prompt_of(100), prompt_of(30, 1), prompt_of(30, 2)
+    ask = {"max_tokens": 6, "top_logprobs": 3}
+
+    def turn(adapter, prompt):
+        one = Asked(engine, adapter, prompt, **ask)
+        one.end()
+        return one
+
+    fresh = turn("all", system + first)
+    goes_on = turn("all", system + first + fresh.ids + second)
+    begins_as = turn("all", system + second)
+    of_another = turn("few", system + second)
+    several = [Asked(engine, "mlp", system + first, **ask) for _ in range(3)]
+    for one in several:
+        one.end()
+    engine.add_adapter("all", world.adapters["all"])
+    of_other_weights = turn("all", system + first)
+
+    turns = [fresh, goes_on, begins_as, of_another, *several, of_other_weights]
+    for one in turns:
+        assert_as_alone(world, one)
+    # Of an answer, the last token was never read; of a prompt, the last always is.
+    assert [one.handle.cached_tokens for one in turns] == [0, 135, 100, 0, 0, 129, 129, 0]
+    assert (engine.stats().running, engine.stats().cache_tokens_used) == (0, 0)
+    engine.close()
+
+
 def test_a_seed_draws_the_same_whatever_is_beside(world, served):
     def ask():
         return Asked(served, "all", prompt_of(20), temperature=1.0, seed=7, max_tokens=30)
