@@ -4,5 +4,15 @@ The gateway: one OpenAI-compatible address for all that a plane has deployed.
     process.py     the process: one for each home, told by its lock
     deploying.py   moves deployments: starts servers, loads adapters, proves them, has them back
     routes.py      which server answers for which model name
-    app.py         the HTTP side: keys, limits, what a request may say, streams, usage
+
+    listening.py   the socket: bounded in connections, closed without cutting answers off
+    app.py         who asks, how much at once, and which way a request takes
+    keys.py        who a bearer key is
+    limits.py      what a request may ask, and how long anybody may take
+    requests.py    what a request may say (checks.py, messages.py), and what of it is forwarded
+    forwarding.py  the connections to the servers
+    answering.py   one request, to the end of its answer
+    relaying.py    what a server says, as the client gets it; reasoning.py tells a trace apart
+    usage.py       what requests used, on the disk before they end
+    errors.py      what went wrong, in OpenAI's shape
 """
