@@ -75,7 +75,10 @@ class Servers:
         try:
             with _told(route):
                 response = await session.post(
-                    f"{route.address.url}/{path}", data=body, headers={"X-Request-Id": request_id}
+                    f"{route.address.url}/{path}",
+                    data=body,
+                    headers={"X-Request-Id": request_id},
+                    allow_redirects=False,
                 )
             try:
                 if response.status != http.HTTPStatus.OK:

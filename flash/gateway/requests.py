@@ -99,7 +99,7 @@ def accept(kind: Kind, body: Mapping[str, Any], route: Route, limits: Limits) ->
         choices=_bound_choices(said.get("n", 1), prompts, limits),
         prompts=prompts,
         splits=kind == "chat/completions",
-        opened=thinking is True,
+        opened=thinking is True and route.opens is not False,
     )
 
 

@@ -30,6 +30,8 @@ class Route:
         fields: of requests that the server honours (`ServingPlugin.fields`).
         context_tokens: most tokens of prompt and answer together.
         backend: the serving plugin's name, for those whose request it does not honour.
+        opens: whether the chat template opens the thinking trace itself where a request thinks;
+            None where nobody knows, and what does not begin with the opening is taken for a trace.
 
     """
 
@@ -42,6 +44,7 @@ class Route:
     fields: frozenset[str]
     context_tokens: int
     backend: str = "the server"
+    opens: bool | None = None
 
 
 class Routes:

@@ -277,6 +277,11 @@ def test_an_adapter_thinks_as_it_was_trained():
     assert chat(never).body["chat_template_kwargs"] == {"enable_thinking": False}
 
 
+def test_a_template_that_leaves_the_trace_to_the_model_opens_none():
+    assert not chat(attrs.evolve(TRAINED, opens=False)).opened
+    assert chat(attrs.evolve(TRAINED, opens=True)).opened
+
+
 def test_a_base_model_thinks_as_the_client_asks():
     assert "chat_template_kwargs" not in chat().body
     asked = chat(chat_template_kwargs={"enable_thinking": True})
