@@ -31,7 +31,7 @@ class _Left:
     """What a row left: its tokens that are in the cache, and where."""
 
     adapter: Adapter | None
-    tokens: Sequence[int]
+    tokens: list[int]
     stretch: Stretch
 
 
@@ -121,7 +121,7 @@ def is_being_read(row: Row, rows: Sequence[Row]) -> bool:
     )
 
 
-def _shared(tokens: Sequence[int], row: Row) -> int:
+def _shared(tokens: list[int], row: Row) -> int:
     """Return how many tokens both begin with; what `row` must compute itself is not counted."""
     if tokens[:SHORTEST] != row.tokens[:SHORTEST]:
         return 0

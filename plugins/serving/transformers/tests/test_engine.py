@@ -196,6 +196,23 @@ def test_rows_that_give_their_room_up_go_on_as_if_they_had_not(world):
     engine.close()
 
 
+def test_an_answer_goes_on_while_a_long_prompt_is_read(world, served):
+    heard, long = [], []
+
+    def on_token(one):
+        heard.append(len(long[0].tokens) if long else None)
+        if len(one.tokens) == 2:
+            long.append(Asked(served, "few", prompt_of(450), top_logprobs=3))
+        return False
+
+    running = Asked(served, "all", prompt_of(9), on_token=on_token, max_tokens=30)
+    assert running.end() == "length"
+    assert long[0].end() == "length"
+
+    assert heard.count(0) >= 450 // 128
+    assert_as_alone(world, long[0])
+
+
 def test_what_a_prompt_shares_with_another_is_not_computed_again(world):
     engine = world.engine()
     system, first, second = prompt_of(100), prompt_of(30, 1), prompt_of(30, 2)

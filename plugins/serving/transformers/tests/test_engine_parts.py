@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from flash_serving_transformers.adapters import read_adapter
+from flash_serving_transformers.adapters import Adapter, read_adapter
 from flash_serving_transformers.attention import Seen, Span
 from flash_serving_transformers.cache import Arena
+from flash_serving_transformers.lora import Mixture
 from flash_serving_transformers.requests import Request
 from flash_serving_transformers.sampling import Chooser, choose
 from peft import LoraConfig
@@ -84,6 +85,68 @@ def test_gathered_rows_read_what_rows_read_one_by_one(window):
             weights = (query[:, at, None] @ keys.transpose(1, 2) * 0.3).softmax(-1)
             torch.testing.assert_close(by_row[at], (weights @ values)[:, 0])
             at += 1
+
+
+class TwoLayers(torch.nn.Module):
+    """All of a model that a mixture looks at."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(6, 9), torch.nn.Linear(9, 5, bias=False)
+
+    def get_output_embeddings(self):
+        return None
+
+    def forward(self, x):
+        return self.down(self.up(x))
+
+
+def test_each_token_gets_its_own_adapter_whichever_came_and_went():
+    torch.manual_seed(0)
+    rng = random.Random(0)
+    model = TwoLayers()
+    shapes = {"up": (6, 9), "down": (9, 5)}
+    plain = {path: (getattr(model, path).weight.detach().clone().T) for path in shapes}
+    bias = model.up.bias.detach()
+    adapters = [None]
+    for number in range(11):
+        paths = [["up", "down"], ["up"], ["down"]][number % 3]
+        rank = rng.randrange(1, 5)
+        parts = {
+            p: (torch.randn(shapes[p][0], rank), torch.randn(rank, shapes[p][1])) for p in paths
+        }
+        adapters.append(Adapter(f"a{number}", rank, parts))
+    mixture = Mixture(model)
+
+    def layer(path, adapter, x):
+        y = x @ plain[path]
+        if adapter is not None and path in adapter.parts:
+            a, b = adapter.parts[path]
+            y = y + x @ a @ b
+        return y
+
+    def alone(adapter, x):
+        return layer("down", adapter, layer("up", adapter, x) + bias)
+
+    for _ in range(80):
+        few = rng.sample(adapters, rng.randrange(1, 9))
+        rows = rng.choices(few, k=rng.randrange(0, 14))
+        pieces = [
+            (rng.choice(few), rng.randrange(2, 5))
+            for _ in range(rng.randrange(0 if rows else 1, 3))
+        ]
+        order = mixture.arrange(rows)
+        for adapter, tokens in pieces:
+            mixture.append(adapter, tokens)
+        if rng.random() < 0.1:
+            mixture.keep(few)
+        whose = [rows[at] for at in order] + [one for one, tokens in pieces for _ in range(tokens)]
+        assert sorted(order) == list(range(len(rows)))
+        x = torch.randn(1, len(whose), 6)
+        with torch.inference_mode():
+            found = model(x)[0]
+        expected = torch.stack([alone(one, x[0, at]) for at, one in enumerate(whose)])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def chooser(**settings):
