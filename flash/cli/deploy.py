@@ -48,11 +48,7 @@ DRY_RUN_KEYS: Final = {key: JSON_KEYS[key] for key in _SHOWN}
 )
 @click.option("--wait/--no-wait", default=True, help="Wait until it is ready; the default.")
 @click.option("--dry-run", is_flag=True, help="Show what would be served; change nothing.")
-@click.option(
-    "--allow-drift",
-    is_flag=True,
-    help="Serve it though it is not as near to training as it should.",
-)
+@click.option("--allow-drift", is_flag=True, help="Serve it though its answers are not as trained.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing meanwhile.")
 @pass_app
 @click.pass_context

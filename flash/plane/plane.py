@@ -65,7 +65,8 @@ class Plane:
     The plane of one home.
 
     `environ` is the submitting shell's environment; of it, the variables that name paths, proxies
-    and devices are kept with a run. `supervisor` is the command that supervises.
+    and devices are kept with a run. `supervisor` is the command that supervises. `database` is what
+    runs and deployments are in.
     """
 
     def __init__(
