@@ -104,13 +104,13 @@ def needless(home: FlashHome, deployments: Deployments) -> list[Path]:
     return sorted(path for path in folders if _id_of(path) not in wanted)
 
 
-def remove_needless(home: FlashHome, deployments: Deployments, folder: Path) -> bool:
-    """Remove one of what `needless` has found, unless it is deployed by now; say whether."""
+def remove_needless(home: FlashHome, deployments: Deployments, folder: Path) -> str | None:
+    """Remove one of what `needless` has found, or return why it stays. Raises `StoreError`."""
     with changing(home, _id_of(folder)):
         if folder not in needless(home, deployments):
-            return False
+            return "it was deployed meanwhile"
         remove(folder)
-        return True
+        return None
 
 
 def _id_of(folder: Path) -> str:

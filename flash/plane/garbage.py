@@ -324,8 +324,7 @@ class Garbage:
         elif item.kind == "leftover":
             self._remove_leftovers(item)
         elif item.kind == "deployment":
-            if not copies.remove_needless(self._home, self._deployments, item.paths[0]):
-                why = "it was deployed meanwhile"
+            why = copies.remove_needless(self._home, self._deployments, item.paths[0])
         else:
             why = self._remove_unused(item)
         empty_trash(self._home)
