@@ -122,11 +122,11 @@ class FakeBackend:
         self.world.called("health")
 
     def stop(self):
-        if self.server is not None:
+        server, self.server = self.server, None
+        if server is not None:
             self.world.called("stop")
-            self.server.shutdown()
-            self.server.server_close()
-            self.server = None
+            server.shutdown()
+            server.server_close()
             self.world.live.remove(self)
 
     def handler(backend):  # noqa: N805 - `self` is the handler inside
@@ -134,14 +134,15 @@ class FakeBackend:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 assert self.headers["Authorization"] == "Bearer key"
-                backend.world.calls.append(("smoke", body["model"]))
+                status = backend.world.smoke.get("status", 200)
+                backend.world.called("smoke", body["model"])
                 content = [{"token": "a", "logprob": one} for one in TRAINED]
                 answer = {
                     "choices": [{"message": {}, "logprobs": {"content": content}}],
                     "usage": {"completion_tokens": len(content)},
                 } | backend.world.smoke
                 said = json.dumps(answer).encode()
-                self.send_response(backend.world.smoke.get("status", 200))
+                self.send_response(status)
                 self.send_header("Content-Length", str(len(said)))
                 self.end_headers()
                 self.wfile.write(said)

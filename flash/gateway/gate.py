@@ -44,15 +44,11 @@ SMOKE_S: Final = 120.0
 SAME_TOKEN: Final = 0.05
 """Nats: a greedy token as likely as the golden one is taken for the same token."""
 
+BUSY_S: Final = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""What is waited before each repetition of a first answer for which the server has no room."""
+
+_BUSY: Final = frozenset({429, 503})
 _SHOWN: Final = 300
-
-
-class NotServed(FlashError):
-    """What the gate refuses; `report` has the figures."""
-
-    def __init__(self, message: str, *, hint: str | None, report: Mapping[str, Any]) -> None:
-        super().__init__(message, hint=hint)
-        self.report = report
 
 
 @attrs.frozen
@@ -140,7 +136,7 @@ class Gate:
             self._backend.load(adapter)
 
     def prove(self) -> None:
-        """Hold what is loaded against training; raises `NotServed`, and what the backend raises."""
+        """Hold what is loaded against training; raises `FlashError` where it is another."""
         if self._golden is not None and self._golden.prompts:
             self.report.prompts = len(self._golden.prompts)
             with self.report.timing("template"):
@@ -160,11 +156,12 @@ class Gate:
         at = other_from(one, found)
         if at is None:
             return
-        raise self._refused(
+        raise FlashError(
             f"the server's chat template is not that of training: of golden prompt {number} it "
             f"makes {len(found)} tokens, training made {len(one.prompt)}; they differ from token "
             f"{at + 1} on",
-            "the tokenizer or chat template of the base model's folder, or `thinking`, is another",
+            hint="the tokenizer or chat template of the base model's folder, or `thinking`, "
+            "is another",
         )
 
     def _check_parity(self, golden: GoldenSet) -> None:
@@ -182,14 +179,14 @@ class Gate:
             f"changes {parity.change_mean:.2g})"
         )
         if not all(math.isfinite(one) for one in (parity.mean, parity.noise_mean)):
-            raise self._refused(
+            raise FlashError(
                 f"the server does not say finite log-probabilities of the golden set: {figures}",
-                "the server computes nonsense: try another dtype or device in its settings",
+                hint="the server computes nonsense: try another dtype or device in its settings",
             )
         if not self._deployment.allow_drift:
             served = "what is served is not what was trained"
             what = "the base model is not that of training" if parity.foreign else served
-            raise self._refused(f"{what}: {figures}", "--allow-drift serves it nevertheless")
+            raise FlashError(f"{what}: {figures}", hint="--allow-drift serves it nevertheless")
         self.report.drift_allowed = True
 
     def _replay(self, model: str) -> Callable[[Sequence[int], Sequence[int]], Sequence[float]]:
@@ -212,27 +209,26 @@ class Gate:
             body["tools"] = one.tools
         if self._log_probs:
             body["logprobs"] = True
-        status, answer = ask(self._address, "/chat/completions", body)
+        for pause_s in (*BUSY_S, None):
+            status, answer = ask(self._address, "/chat/completions", body)
+            if status not in _BUSY or pause_s is None:
+                break
+            time.sleep(pause_s)
         try:
             if status != http.HTTPStatus.OK:
-                raise self._refused(f"its first answer is an error: {status} {_said(answer)}", None)
+                raise FlashError(f"its first answer is an error: {status} {_said(answer)}")
             tokens = int(answer["usage"]["completion_tokens"])
             entries = (answer["choices"][0].get("logprobs") or {}).get("content") or []
             found = [float(entry["logprob"]) for entry in entries]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise self._refused(
-                f"its first answer is no chat completion: {error!r}", None
-            ) from error
+            raise FlashError(f"its first answer is no chat completion: {error!r}") from error
         if tokens < 1 or (self._log_probs and not found):
-            raise self._refused("its first answer has no token", None)
+            raise FlashError("its first answer has no token")
         if not all(map(math.isfinite, found)):
-            raise self._refused("its first answer has log-probabilities that are no numbers", None)
+            raise FlashError("its first answer has log-probabilities that are no numbers")
         wanted = list(one.log_probs[: len(found)]) if one else []
         agreeing = _agreeing(found, wanted)
         self.report.smoke = {"tokens": tokens, "compared": len(wanted), "agreeing": agreeing}
-
-    def _refused(self, message: str, hint: str | None) -> NotServed:
-        return NotServed(message, hint=hint, report=self.report.to_json())
 
 
 def ask(

@@ -20,8 +20,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Final
 
-from flash.errors import FlashError, PluginError, SpecError, Unreachable, UsageError
-from flash.gateway.gate import Gate, NotServed, check
+from flash.errors import DiskTrouble, FlashError, PluginError, SpecError, Unreachable, UsageError
+from flash.gateway.gate import Gate, check
 from flash.gateway.live import Abandoned, Asking, Starter
 from flash.gateway.parts import Key
 from flash.gateway.trouble import explained
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flash.gateway.bases import Base
-    from flash.gateway.gate import Checked
+    from flash.gateway.gate import Checked, Report
     from flash.gateway.live import Live
     from flash.gateway.parts import Parts
     from flash.plane.deployments import Deployment
@@ -182,7 +182,8 @@ class Server:
         for row in wanted:
             if self._is_served(row):
                 continue
-            self._routes.hold(row.id, f"{row.id} is being deployed; ask again soon")
+            if self._routes.why_away(row.id) is None:
+                self._routes.hold(row.id, f"{row.id} is being deployed; ask again soon")
             if row.state == "ready":
                 self._parts.deployments.moved(row, "deploying")
 
@@ -216,6 +217,8 @@ class Server:
         folder = adapter_folder(self._parts.home, row.id)
         try:
             self._checked[_which(row)] = check(row, folder, self._base.folder)
+        except DiskTrouble:
+            raise  # which may pass
         except FlashError as error:
             self._fail(row, error)
         return True
@@ -260,7 +263,7 @@ class Server:
             self._asking.call("load", lambda: gate.load(adapter), self._times.load_s)
             self._asking.call("proof", gate.prove, self._times.prove_s)
         except FlashError as error:
-            self._not_served(live, row, error, wanted)
+            self._not_served(row, error, gate.report, wanted)
             return True
         report = gate.report.to_json()
         if self._parts.deployments.moved(row, "ready", report=report):
@@ -269,16 +272,17 @@ class Server:
         return True
 
     def _not_served(
-        self, live: Live, row: Deployment, error: FlashError, wanted: Sequence[Deployment]
+        self, row: Deployment, error: FlashError, report: Report, wanted: Sequence[Deployment]
     ) -> None:
         """Find out whose fault it was: of the adapter, or of the server that broke down at it."""
-        if not isinstance(error, Unreachable) and self._is_healthy(live):
+        live = self._live
+        if live is not None and not isinstance(error, Unreachable) and self._is_healthy(live):
             self._unload(live, row.id)
-            self._fail(row, error)
+            self._fail(row, error, report)
             return
         self._strikes[_which(row)] += 1
         if self._strikes[_which(row)] >= STRIKES:
-            self._fail(row, error)
+            self._fail(row, error, report)
             wanted = [other for other in wanted if other.id != row.id]
         self._break_down(error, wanted)
 
@@ -334,12 +338,15 @@ class Server:
                 said = explained(error)
                 self._parts.deployments.moved(row, "deploying", error=said.message, hint=said.hint)
 
-    def _fail(self, row: Deployment, error: FlashError) -> None:
-        report = error.report if isinstance(error, NotServed) else None
+    def _fail(self, row: Deployment, error: FlashError, report: Report | None = None) -> None:
         error = explained(error)
         self._log.warning("failed", deployment=row.id, error=error.message)
         self._parts.deployments.moved(
-            row, "failed", error=error.message, hint=error.hint, report=report
+            row,
+            "failed",
+            error=error.message,
+            hint=error.hint,
+            report=report.to_json() if report else None,
         )
         self._routes.remove(row.id)
 

@@ -13,7 +13,7 @@ from flash.gateway.deploying import Deployer
 @pytest.fixture
 def deployer(bench):
     deployer = Deployer(bench.parts)
-    thread = threading.Thread(target=deployer.run)
+    thread = threading.Thread(target=deployer.run, daemon=True)
     thread.start()
     yield deployer
     deployer.close(limit_s=10)
@@ -63,7 +63,7 @@ def test_a_database_that_fails_for_a_while_holds_nothing_up_for_ever(bench):
     failing = Failing(bench.deployments, 20)
     bench.parts = attrs.evolve(bench.parts, deployments=failing)
     deployer = Deployer(bench.parts)
-    thread = threading.Thread(target=deployer.run)
+    thread = threading.Thread(target=deployer.run, daemon=True)
     thread.start()
     bench.deploy("blue-1")
 

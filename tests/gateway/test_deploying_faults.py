@@ -103,6 +103,16 @@ def test_a_rank_that_no_server_starts_with_takes_no_other_adapter_down(bench):
     assert bench.states() == {"blue-1": "ready", "wide-3": "failed"}
 
 
+def test_a_server_without_room_at_the_moment_is_asked_again(bench):
+    bench.deploy("blue-1")
+    bench.world.smoke = {"status": 503}
+    bench.world.faults["smoke"] = [bench.world.smoke.clear]
+    bench.steps(bench.server())
+
+    assert bench.states() == {"blue-1": "ready"}
+    assert bench.world.names("smoke") == ["blue-1"] * 2
+
+
 @pytest.mark.parametrize("call", ["load", "tokens", "log_probs"])
 def test_an_adapter_that_the_server_cannot_take_fails_alone(bench, call):
     server = settled(bench)
