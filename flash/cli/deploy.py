@@ -93,7 +93,7 @@ def deploy(  # noqa: PLR0913 - one parameter an option
     if wait:
         ctx.exit(_wait(serving, deployment, app.home.root / "gateway.key", as_json=as_json))
     if as_json:
-        print_json(described(serving, deployment))
+        print_json(described(deployment, serving.url()))
     else:
         out(f"{deployment.id} {deployment.state}", fg=COLOURS.get(deployment.state))
         note("flash deployments   shows how it goes")
@@ -141,7 +141,7 @@ def _wait(serving: Serving, deployment: Deployment, key: Path, *, as_json: bool)
     if found is None:
         return INTERRUPTED
     if as_json:
-        print_json(described(serving, found))
+        print_json(described(found, serving.url()))
     elif found.generation != deployment.generation:
         note(f"somebody has asked for something else of {found.id} meanwhile")
     elif found.state == "failed":

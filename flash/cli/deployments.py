@@ -13,7 +13,6 @@ from flash.cli.progress import duration
 
 if TYPE_CHECKING:
     from flash.plane.deployments import Deployment
-    from flash.plane.serving import Serving
 
 JSON_KEYS: Final = {
     "deployment": "what clients call the model: `RUN`, or `RUN/step-N`",
@@ -52,8 +51,9 @@ def deployments(app: App, *, everything: bool, as_json: bool) -> None:
     serving = Serving(app.home)
     found = [one for one in serving.deployments() if everything or one.state != "undeployed"]
     serving.serve()
+    url = serving.url()
     if as_json:
-        print_json([described(serving, one) for one in found])
+        print_json([described(one, url) for one in found])
         return
     if not found:
         note("nothing is deployed; flash deploy RUN serves an adapter")
@@ -71,22 +71,20 @@ def deployments(app: App, *, everything: bool, as_json: bool) -> None:
     for one in found:
         if one.error is not None:
             warn(f"{one.id}: {one.error}", hint=one.hint)
-    gateway = serving.gateway()
-    if gateway is not None:
-        note(f"the gateway answers at {gateway.url}")
+    if url is not None:
+        note(f"the gateway answers at {url}")
     elif any(one.live for one in found):
         said, hint = serving.last_words()
         note(f"the gateway does not answer yet: {said}" if said else "the gateway starts")
         note(hint)
 
 
-def described(serving: Serving, deployment: Deployment) -> dict[str, Any]:
-    """Return what `--json` prints of a deployment."""
-    gateway = serving.gateway()
+def described(deployment: Deployment, url: str | None) -> dict[str, Any]:
+    """Return what `--json` prints of a deployment, where the gateway answers at `url`."""
     said = {
         "deployment": deployment.id,
         "model": deployment.model["id"],
         "stop": list(deployment.stop),
-        "url": None if gateway is None else gateway.url,
+        "url": url,
     }
     return {key: said[key] if key in said else getattr(deployment, key) for key in JSON_KEYS}

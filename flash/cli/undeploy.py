@@ -38,5 +38,5 @@ def undeploy(ctx: click.Context, app: App, reference: str, *, wait: bool, as_jso
     elif not as_json:
         out(f"{found.id} {found.state}")
     if as_json:
-        print_json(described(serving, found))
+        print_json(described(found, serving.url()))
     ctx.exit(0 if found.wanted == "gone" else 1)

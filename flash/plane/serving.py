@@ -64,9 +64,13 @@ class Serving:
         """Return every deployment that there ever was, by id."""
         return self._deployments.all()
 
+    def url(self) -> str | None:
+        """Return where the gateway answers, or None where it does not."""
+        return url_of(self._home)
+
     def gateway(self) -> Gateway | None:
         """Return where the gateway answers, with the default key, or None where it does not."""
-        url = url_of(self._home)
+        url = self.url()
         return None if url is None else Gateway(url, self.keys.default(self._home))
 
     def wish(
@@ -154,7 +158,7 @@ class Serving:
         for look in itertools.count():
             found = self._get(deployment.id)
             settled = found.state in {"failed", "undeployed"} or (
-                found.state == "ready" and url_of(self._home) is not None
+                found.state == "ready" and self.url() is not None
             )
             if found != seen and (settled or found.state != "ready"):
                 seen = found
