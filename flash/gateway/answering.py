@@ -36,7 +36,7 @@ class Exchange:
     What is known of one request, for its answer's headers, its usage and its line in the log.
 
     `id` is the gateway's, `shown` the client's own where it gave one. `ending` is set where the
-    gateway itself is what ends it.
+    gateway itself is what ends it, `left` where the client has gone before the end.
     """
 
     id: str
@@ -48,6 +48,7 @@ class Exchange:
     tokens: Tokens = attrs.field(factory=Tokens)
     first: float | None = None
     ending: bool = False
+    left: bool = False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -91,9 +92,12 @@ class Answering:
                 await self._fail(response, error)
             except ApiError as failure:
                 await self._fail(response, failure)
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             self._record("aborted")
             raise
+        except ConnectionError:
+            self._record("aborted")
+            self._exchange.left = True
         except Exception:
             self._record("failed")
             raise

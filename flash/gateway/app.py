@@ -76,6 +76,10 @@ class Gateway:
         self._ending = False
         self._began_s = int(time.time())
 
+    def trouble(self, error: BaseException | None) -> None:
+        """Note what went wrong with a connection; what was said on it may be a key."""
+        self._log.warning("a connection failed", error=type(error).__name__)
+
     async def end(self, grace_s: float) -> None:
         """Take no more requests; those under way may end, and are ended after `grace_s`."""
         self._ending = True
@@ -107,7 +111,8 @@ class Gateway:
         status = _CLIENT_LEFT
         try:
             response = await self._guarded(request, handler, exchange)
-            status = response.status
+            if not exchange.left:
+                status = response.status
         finally:
             if request.path != _HEALTH:
                 self._tell(exchange, status)
@@ -132,8 +137,9 @@ class Gateway:
                 ),
                 exchange,
             )
-        except ConnectionError:
-            raise
+        except ConnectionError:  # the client has gone, and nobody reads the answer
+            exchange.left = True
+            return web.Response(status=400)
         except Exception:  # noqa: BLE001 - a defect is answered too, and logged
             self._log.error("a defect", id=exchange.id, error=traceback.format_exc())
             return _refusal(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
@@ -15,6 +16,7 @@ from flash.gateway.app import GATEWAY
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from flash.gateway.app import Gateway
     from flash.gateway.limits import Limits
 
 _LINGER_S: Final = 5.0
@@ -35,6 +37,7 @@ async def listening(
         app,
         handler_cancellation=True,
         access_log=None,
+        logger=_Logger(app[GATEWAY]),
         keepalive_timeout=limits.idle_s,
         lingering_time=_LINGER_S,
         shutdown_timeout=1,
@@ -77,6 +80,17 @@ def _not_to_be_had(host: str, port: int, error: OSError) -> FlashError:
         f"the gateway cannot listen at port {port} of {host}: {error.strerror or error}",
         hint="give it another: `port` in [gateway] of config.toml",
     )
+
+
+class _Logger(logging.Logger):
+    """What the HTTP library has to say, without the bytes that a client sent."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__("gateway", logging.ERROR)
+        self._gateway = gateway
+
+    def handle(self, record: logging.LogRecord) -> None:
+        self._gateway.trouble(record.exc_info[1] if record.exc_info else None)
 
 
 class _Full(asyncio.Protocol):

@@ -293,6 +293,23 @@ def test_a_client_that_does_not_read_is_left(bench):
     assert row.status == "aborted"
     assert row.completion_tokens < 400
     until(lambda: bench.backend.left == 1)
+    until(lambda: bench.log.told)
+    assert [(line["event"], line["status"]) for line in bench.log.told] == [("request", 499)]
+
+
+def test_a_client_that_leaves_before_its_body_has_arrived_is_no_trouble(bench):
+    with socket.create_connection(("127.0.0.1", bench.port)) as asked:
+        asked.sendall(request_of(HI)[:-5])
+    until(lambda: bench.log.told)
+    assert [(line["event"], line["status"]) for line in bench.log.told] == [("request", 499)]
+
+
+def test_what_is_no_http_is_refused_and_never_repeated_in_the_log(bench):
+    with socket.create_connection(("127.0.0.1", bench.port)) as asked:
+        asked.sendall(f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: {KEY}\x01\r\n\r\n".encode())
+        assert b" 400 " in asked.recv(4096)
+    until(lambda: bench.log.told)
+    assert KEY not in str(bench.log.told)
 
 
 def test_more_connections_than_there_may_be_are_closed(tmp_path):
