@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from flash.plane.deployments import Deployment
     from flash.plane.serving import Serving
     from flash.streaming import Piece
-    from flash.values import Address, ServedAdapter, ServedBase
+    from flash.values import Address, Message, ServedAdapter, ServedBase
 
 DEFAULT_BACKEND: Final = "transformers"
 _PASSING: Final = frozenset({"server_unavailable", "model_not_found"})
@@ -173,17 +173,28 @@ def _served(app: App, target: Target, name: str) -> Iterator[Partner]:
                 backend.health()  # one that has died says its last words
             return address
 
+        model = adapter.name if adapter else base.id
         yield Partner(
-            model=adapter.name if adapter else base.id,
+            model=model,
             via=name,
             address=healthy,
             body=body,
-            thinking=bool(target.thinking),
+            thinking=bool(target.thinking) and _opens(backend, address, model),
         )
     finally:
         with boundary(name, "stop"):
             backend.stop()
     log.unlink(missing_ok=True)  # of a server that went well there is nothing to look up
+
+
+def _opens(backend: ServingBackend, address: Address, model: str) -> bool:
+    """Say whether an answer begins within the trace, which some chat templates open themselves."""
+    from flash.gateway.gate import ask
+    from flash.gateway.template import opens_trace
+
+    hello: Message = {"role": "user", "content": "Hello"}
+    prompt = backend.tokens(model, [hello], tools=None, thinking=True)
+    return opens_trace(lambda path, body: ask(address, path, body), model, prompt) is not False
 
 
 def _backend(app: App, target: Target, name: str) -> ServingBackend:

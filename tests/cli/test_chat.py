@@ -70,11 +70,20 @@ class Backend:
     def load(self, adapter):
         self.calls.append(("load", adapter.name, adapter.folder, adapter.rank))
 
+    def tokens(self, model, messages, *, tools, thinking):
+        return [1, 2]
+
     def health(self):
         pass
 
     def stop(self):
         self.calls.append(("stop",))
+
+
+def says(*events, prompt="assistant\n"):
+    """Return what answers a chat with the events, and tokens with the text of a prompt's end."""
+    echo = {"choices": [{"text": prompt}]}
+    return lambda body: (200, streamed(*events) if "messages" in body else echo, {})
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +96,7 @@ def server():
 @pytest.fixture
 def backend(server):
     server.requests.clear()
-    server.answer = lambda _: (200, streamed(chunk("Good "), chunk("day", "stop")), {})
+    server.answer = says(chunk("Good "), chunk("day", "stop"))
     return Backend(server)
 
 
@@ -274,16 +283,28 @@ def adapter(tmp_path):
 
 @pytest.mark.parametrize("named", ["mine", "./mine"])
 def test_an_adapters_folder_is_served_as_it_was_trained(say, server, backend, adapter, named):
-    server.answer = lambda _: (200, streamed(chunk("hm</think>So", "stop")), {})
-    code, out, err = say(named, "-m", "hi")
+    code, out, _ = say(named, "-m", "hi")
 
-    [(_, _, body)] = server.requests
-    assert (code, out) == (0, "So\n")
-    assert "thinking: hm\n" in err
+    path, _, body = server.requests[-1]
+    assert (code, out) == (0, "Good day\n")
+    assert path == "/v1/chat/completions"
     assert ("load", "mine", adapter, 3) in backend.calls
     assert body["model"] == "mine"
     assert body["stop"] == ["END"]
     assert body["chat_template_kwargs"] == {"enable_thinking": True}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said", "thought"),
+    [("<think>\n", "hm</think>So", "hm"), ("assistant\n", "So", None)],
+    ids=["by the template", "by the model"],
+)
+def test_a_trace_is_found_by_whoever_opens_it(say, server, adapter, prompt, said, thought):
+    server.answer = says(chunk(said, "stop"), prompt=prompt)
+    _, out, _ = say("mine", "-m", "hi", "--json")
+
+    found = json.loads(out)
+    assert (found["content"], found["reasoning"]) == ("So", thought)
 
 
 def test_an_adapter_that_names_no_base_model_is_refused(say, backend, adapter):
