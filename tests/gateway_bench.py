@@ -19,7 +19,7 @@ from types import SimpleNamespace
 import attrs
 from aiohttp import web
 
-from flash.gateway.app import make_app
+from flash.gateway.app import GATEWAY, make_app
 from flash.gateway.keys import Keyring
 from flash.gateway.limits import Limits
 from flash.gateway.listening import listening
@@ -281,6 +281,10 @@ class Bench:
         }
         self.routes.set(Route(name=name, **facts | said))
 
+    def busy(self):
+        """Say whether the gateway has a request under way."""
+        return bool(self.app[GATEWAY]._under_way)
+
     def renew(self):
         """Forget what was, for the next test."""
         until(lambda: not self.routes.under_way("tiny"))
@@ -329,8 +333,8 @@ class Bench:
         await runner.setup()
         await web.UnixSite(runner, str(self.backend.address.socket)).start()
         keyring = Keyring(lambda: list(self.keys), self.log)
-        app = make_app(self.routes, keyring, self.usage, self.limits, self.log)
-        async with listening(app, "127.0.0.1", 0, self.limits) as self.port:
+        self.app = make_app(self.routes, keyring, self.usage, self.limits, self.log)
+        async with listening(self.app, "127.0.0.1", 0, self.limits) as self.port:
             self.url = f"http://127.0.0.1:{self.port}/v1"
             self._started.set()
             await self._stop.wait()

@@ -184,6 +184,11 @@ class Gateway:
         self._idle.clear()
         try:
             return await self._answered(request, exchange, kind)
+        except asyncio.CancelledError:
+            if not exchange.ending:
+                raise
+            task.uncancel()
+            raise unavailable("the gateway is being stopped; ask again in a moment") from None
         finally:
             self._busy[exchange.key] -= 1
             if not self._busy[exchange.key]:
