@@ -367,7 +367,7 @@ def test_a_gateway_that_stops_says_so_to_those_who_are_still_asking(tmp_path):
     bench = Bench(tmp_path, Limits(grace_s=0.05))
     with socket.create_connection(("127.0.0.1", bench.port)) as asked:
         asked.sendall(request_of(HI)[:-5])
-        until(lambda: bench.busy())
+        until(bench.busy)
         bench.close()
         assert b" 503 " in asked.recv(4096)
     assert bench.rows.written == []
