@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from importlib import import_module
+from pathlib import Path
 
 import attrs
 import pytest
-from flash_serving_vllm import NAME, flash_register_serving
+from flash_serving_vllm import NAME, backend, flash_register_serving
 from flash_serving_vllm.backend import VllmBackend
 from flash_serving_vllm.config import VllmConfig
 
-from flash.api import FlashError, ModelUnavailable, ServedAdapter, ServedBase, SettingError
+from flash.api import (
+    FlashError,
+    ModelUnavailable,
+    ServedAdapter,
+    ServedBase,
+    SettingError,
+    UsageError,
+)
 from flash.cli import root
 from flash.training import vllm_setup
 from flash.training.vllm_server import STAMP
@@ -82,10 +91,10 @@ def test_memory_holds_as_many_adapters_as_a_batch():
 
 
 def test_nothing_is_asked_of_a_server_that_is_not_running(served):
-    backend = VllmBackend(VllmConfig())
-    backend.stop()
+    made = VllmBackend(VllmConfig())
+    made.stop()
     adapter = ServedAdapter(name="a", folder=served.folder, rank=4)
-    for ask in (backend.health, lambda: backend.load(adapter), lambda: backend.unload("a")):
+    for ask in (made.health, lambda: made.load(adapter), lambda: made.unload("a")):
         with pytest.raises(FlashError, match=r"the vLLM server is not running"):
             ask()
 
@@ -113,9 +122,27 @@ def test_an_interpreter_without_vllm_is_an_error_that_says_where_to_look(
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} -S "$@"\n')
     python.chmod(0o755)
-    backend = VllmBackend(VllmConfig(python=str(python)))
+    made = VllmBackend(VllmConfig(python=str(python)))
 
     with pytest.raises(ModelUnavailable, match=f"(?s){said}") as caught:
-        backend.start(served)
+        made.start(served)
     assert "[serving.vllm]" in caught.value.hint
-    backend.stop()
+    made.stop()
+
+
+def test_an_adapter_on_another_disk_is_copied_and_one_on_this_is_linked(tmp_path):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        sources = [tmp_path / "here", Path(elsewhere)]
+        sources[0].mkdir()
+        for place, source in enumerate(sources):
+            for name in ("adapter_config.json", "adapter_model.safetensors"):
+                (source / name).write_text(name)
+            backend._copy(source, tmp_path / f"copy-{place}")
+        found = [tmp_path / f"copy-{place}" / "adapter_config.json" for place in range(2)]
+        assert [one.read_text() for one in found] == ["adapter_config.json"] * 2
+        assert [one.stat().st_nlink for one in found] == [2, 1]
+
+
+def test_an_adapter_without_its_files_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"has no adapter_config.json"):
+        backend._copy(tmp_path, tmp_path / "copy")
