@@ -2,7 +2,11 @@
 The gateway: one OpenAI-compatible address for all that a plane has deployed.
 
     process.py     the process: one for each home, told by its lock
-    deploying.py   moves deployments: starts servers, loads adapters, proves them, has them back
+    deploying.py   a thread for each server that something is wanted of
+    servers.py     one server: its deployments moved step by step, itself started anew
+    gate.py        what an adapter must pass before anybody gets an answer of it
+    live.py        how a server is started, and called under time limits; bases.py has its model
+    parts.py       what servers share; trouble.py says what went wrong, asking.py asks over HTTP
     routes.py      which server answers for which model name
 
     listening.py   the socket: bounded in connections, closed without cutting answers off

@@ -11,21 +11,19 @@ What is found goes into a report, figures and seconds, whether or not it holds.
 from __future__ import annotations
 
 import contextlib
-import http.client
-import json
+import http
 import math
 import time
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import attrs
 
 from flash.adapters import Adapter, check_fits, read_adapter
 from flash.errors import FlashError, StoreError
+from flash.gateway.asking import ask
 from flash.parity import GoldenSet, compare, other_from
 from flash.plane.copies import digest_of
 from flash.plugins import boundary
-from flash.server_process import UnixConnection
 from flash.worker.checkpoints import MANIFEST, CheckpointStore, damaged_file
 
 if TYPE_CHECKING:
@@ -35,12 +33,9 @@ if TYPE_CHECKING:
     from flash.gateway.live import Live
     from flash.parity import Golden, Parity
     from flash.plane.deployments import Deployment
-    from flash.values import Address, ServedAdapter
+    from flash.values import ServedAdapter
 
 SMOKE_TOKENS: Final = 16
-SMOKE_S: Final = 120.0
-"""How long the first answer may take; a server that is busy makes it wait."""
-
 SAME_TOKEN: Final = 0.05
 """Nats: a greedy token as likely as the golden one is taken for the same token."""
 
@@ -229,29 +224,6 @@ class Gate:
         wanted = list(one.log_probs[: len(found)]) if one else []
         agreeing = _agreeing(found, wanted)
         self.report.smoke = {"tokens": tokens, "compared": len(wanted), "agreeing": agreeing}
-
-
-def ask(
-    address: Address, path: str, body: Mapping[str, Any], *, silence_s: float = SMOKE_S
-) -> tuple[int, Any]:
-    """Return status and answer of a request to a server; raises `FlashError` where none comes."""
-    connection = (
-        UnixConnection(address.socket, silence_s)
-        if address.socket
-        else http.client.HTTPConnection(urlsplit(address.url).netloc, timeout=silence_s)
-    )
-    headers = {"Authorization": f"Bearer {address.key}", "Content-Type": "application/json"}
-    with contextlib.closing(connection):
-        try:
-            connection.request("POST", urlsplit(address.url).path + path, json.dumps(body), headers)
-            response = connection.getresponse()
-            said = response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise FlashError(f"the server's address does not answer: {error!r}") from error
-    try:
-        return response.status, json.loads(said)
-    except ValueError:
-        return response.status, said.decode(errors="replace")
 
 
 def _said(answer: Any) -> str:

@@ -6,13 +6,16 @@ import itertools
 import json
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
 from flash.context import plugin_context
 from flash.errors import FlashError, SpecError
+from flash.gateway.asking import ask
 from flash.gateway.routes import Route
+from flash.gateway.template import opens_trace
 from flash.plane.calls import Calls
 from flash.plugins import boundary
 from flash.spec.strict import Reader
@@ -84,7 +87,8 @@ class Live:
     """
     A server that has answered, and what is loaded on it: the generation of each name.
 
-    `start_s` is how long it took to answer, `since_s` when it did, `look_at_s` when to look again.
+    `start_s` is how long it took to answer, `since_s` when it did, `look_at_s` when to look again;
+    `opens` whether its chat template opens a thinking trace itself, where that is known.
     """
 
     base: str
@@ -96,6 +100,7 @@ class Live:
     start_s: float
     since_s: float
     look_at_s: float
+    opens: bool | None
     loaded: dict[str, int] = attrs.field(factory=dict)
     misses: int = 0
 
@@ -111,6 +116,7 @@ class Live:
             stop=tuple(row.stop) if row else (),
             fields=self.fields,
             context_tokens=self.context_tokens,
+            opens=self.opens,
         )
 
 
@@ -159,6 +165,7 @@ class Starter:
             start_s=now_s - began_s,
             since_s=now_s,
             look_at_s=now_s + self.parts.times.health_every_s,
+            opens=self._opens(backend, address) if "echo" in record.fields else None,
         )
 
     def stop(self, backend: ServingBackend) -> None:
@@ -167,6 +174,18 @@ class Starter:
             self.asking.call("stop", backend.stop, self.parts.times.stop_s, must=True)
         except FlashError as error:
             self.parts.log.warning("not stopped", server=self.key.name, error=error.message)
+
+    def _opens(self, backend: ServingBackend, address: Address) -> bool | None:
+        def look() -> bool | None:
+            asked = [{"role": "user", "content": "Hello"}]
+            prompt = backend.tokens(self.key.base, asked, tools=None, thinking=True)
+            return opens_trace(partial(ask, address), self.key.base, prompt)
+
+        try:
+            return self.asking.call("tokens", look, self.parts.times.template_s)
+        except FlashError as error:
+            self.parts.log.info("chat template not known", said=error.message)
+            return None
 
     def _config(self, record: ServingPlugin) -> Any:
         table = json.loads(self.key.settings)

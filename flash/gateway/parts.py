@@ -24,7 +24,7 @@ class Times:
     How long things may take, in seconds, and how often they are looked at.
 
     Attributes:
-        fetch_s, start_s, load_s, prove_s, unload_s, health_s, stop_s: of one call each.
+        fetch_s, start_s, template_s, load_s, prove_s, unload_s, health_s, stop_s: of one call each.
         drain_s: how long requests under way may hold up what is to go.
         sound_s: a server that answered for so long may break down as often as a new one.
         pause_s: before the first restart; twice as long before each one after.
@@ -35,6 +35,7 @@ class Times:
 
     fetch_s: float = 3600.0
     start_s: float = 960.0
+    template_s: float = 60.0
     load_s: float = 300.0
     prove_s: float = 600.0
     unload_s: float = 60.0

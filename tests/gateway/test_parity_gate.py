@@ -178,6 +178,7 @@ def test_adapters_come_and_go_on_a_live_server_while_an_answer_streams_on(traine
     bench.deploy("blue-1", adapter=trained.adapters["blue"])
     server = bench.server()
     bench.steps(server)
+    assert bench.parts.routes.find("blue-1").opens is True
     client = Client(trained.address)
     chunks = client.stream("blue-1", max_tokens=200)
     said = [next(chunks)]
