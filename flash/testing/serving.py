@@ -36,13 +36,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-
 TOOLS: Final = [
     {
         "type": "function",
         "function": {
             "name": name,
-            "description": "Says something about a city.",
             "parameters": {
                 "type": "object",
                 "properties": {"city": {"enum": ["Oslo", "Rome"]}},
@@ -229,6 +227,17 @@ class ServingConformance:
         assert sorted(choice["index"] for choice in reply.choices) == [0, 1, 2]
         assert len({choice["message"]["content"] for choice in reply.choices}) > 1
         assert reply.body["usage"]["completion_tokens"] > 16  # noqa: PLR2004 - of all of them
+
+    def test_the_usage_of_a_stream_is_that_of_all_its_answers(self, bench: Bench) -> None:
+        self._needs(bench, "n")
+        chunks = list(bench.client.stream(ONE, n=3, max_tokens=12, temperature=1.8))
+        counts = {
+            choice["index"]: chunk["usage"]["completion_tokens"]
+            for chunk in chunks
+            for choice in chunk["choices"]
+        }
+        assert sorted(counts) == [0, 1, 2]
+        assert sum(counts.values()) == chunks[-1]["usage"]["completion_tokens"]
 
     def test_stop(self, bench: Bench) -> None:
         self._needs(bench, "stop")

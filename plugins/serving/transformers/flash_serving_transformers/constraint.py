@@ -29,6 +29,12 @@ CALL, END_OF_CALL = "<tool_call>", "</tool_call>"
 _SPACES: Final = r"[\x20\x0A\x0D\x09]{0,32}"
 """White space has an end: small models may go on with it for ever."""
 
+_LARGEST: Final = 2**17
+"""Characters of a grammar: larger ones take minutes to compile."""
+
+_FUEL: Final = 50_000
+"""What one token may cost in the engine's thread, where all wait for it: a quarter of a second."""
+
 _SPACE: Final = r"\x20?"
 """A call is written in one line, as templates show it."""
 
@@ -61,10 +67,20 @@ class Grammar:
 
     def __init__(self, shape: Shape, language: Language) -> None:
         """Compile; raises `UsageError` with what of a schema cannot be had. Takes some time."""
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
-        grammar = LLMatcher.grammar_from_lark(_lark(shape, language))
-        self._matcher = LLMatcher(language.grammar_tokenizer, grammar, log_level=0)
+        text = _lark(shape, language)
+        if len(text) > _LARGEST:
+            raise UsageError(
+                f"the JSON schemas have {len(text):,} characters, and {_LARGEST:,} is the most"
+            )
+        grammar = LLMatcher.grammar_from_lark(text)
+        self._matcher = LLMatcher(
+            language.grammar_tokenizer,
+            grammar,
+            log_level=0,
+            limits=LLParserLimits(initial_lexer_fuel=5 * _FUEL, step_lexer_fuel=_FUEL),
+        )
         self._size = language.vocabulary
         if self._matcher.is_error():
             said = self._matcher.get_error().strip().partition("\n")[0]
@@ -158,9 +174,7 @@ def _text_before_calls(language: Language) -> list[str]:
 def _json(schema: Mapping[str, Any] | bool, spaces: str) -> str:
     if isinstance(schema, bool):
         return json.dumps(schema)
-    own = schema.get("x-guidance")
-    options = {"whitespace_pattern": spaces} | (own if isinstance(own, dict) else {})
-    return json.dumps({**schema, "x-guidance": options})
+    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": spaces}})
 
 
 def _call_schema(tool: Mapping[str, Any]) -> dict[str, Any]:

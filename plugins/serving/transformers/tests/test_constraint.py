@@ -36,6 +36,13 @@ CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_
 OTHER = CALL.replace("weather", "tide")
 
 
+def nested(depth):
+    schema = {"type": "integer"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
 @pytest.fixture(scope="module", params=["marks are tokens", "marks are text"])
 def language(request):
     tokenizer = make_byte_tokenizer()
@@ -103,12 +110,29 @@ def test_a_grammar_takes(language, shape, text, expected):
         {"enum": []},
         {"type": "string", "pattern": "("},
         {"type": "object", "properties": []},
+        nested(400),
     ],
-    ids=str,
+    ids=lambda schema: str(schema)[:40],
 )
 def test_a_schema_that_cannot_be_enforced_is_refused(language, schema):
     with pytest.raises(UsageError, match="cannot be enforced"):
         Grammar(Shape(schema=schema), language)
+
+
+def test_a_schema_that_would_take_minutes_is_refused(language):
+    with pytest.raises(UsageError, match="characters"):
+        Grammar(Shape(schema={"enum": [f"value {number}" for number in range(20_000)]}), language)
+
+
+def test_an_answer_that_has_become_too_complex_fails_and_nothing_else(language):
+    grammar = Grammar(Shape(schema={"type": "string", "pattern": "^(a{900}){900}$"}), language)
+    constraint = grammar.constraint()
+    logits = torch.zeros(language.vocabulary)
+    constraint.mask(logits)
+    (quote,) = language.encode('"', special=False)
+    assert logits[quote] == 0
+    with pytest.raises(UsageError, match="cannot go on"):
+        constraint.accept(quote)
 
 
 def test_a_trace_is_for_models_that_have_one(language):
