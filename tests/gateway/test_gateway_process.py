@@ -15,6 +15,7 @@ import psutil
 import pytest
 from deploy_bench import DeployBench, until
 
+from flash.plane.daemon import GATEWAY
 from flash.plane.gateway import url_of
 
 TESTS = Path(__file__).parents[1]
@@ -22,6 +23,14 @@ ENTRY = "[flash]\nfake = fake_serving\n"
 METADATA = (
     "Metadata-Version: 2.1\nName: flash-fake\nVersion: 1.0\nRequires-Dist: flash-core~=0.1.0\n"
 )
+
+MODULE = ("-m", "flash.gateway.process")
+LEAVING = """
+from flash.gateway.process import serve
+from flash.home import FlashHome
+
+serve(FlashHome.from_environment(), idle_s={})
+"""
 
 
 class Process:
@@ -44,10 +53,12 @@ class Process:
         }
         self.process = None
 
-    def start(self):
+    def start(self, *, idle_s=None):
         self.log = (self.folder / "stderr").open("a")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "flash.gateway.process"], env=self.environ, stderr=self.log
+            [sys.executable, *(MODULE if idle_s is None else ("-c", LEAVING.format(idle_s)))],
+            env=self.environ,
+            stderr=self.log,
         )
 
     def kill(self):
@@ -216,3 +227,20 @@ def test_a_port_that_is_taken_is_named_with_its_setting(tmp_path):
     last = gateway.said.splitlines()[-1]
     assert f"port {port} of 127.0.0.1 is taken" in last
     assert "`port` in [gateway]" in last
+
+
+@pytest.mark.slow  # a gateway
+def test_with_nothing_left_to_serve_it_leaves_and_nothing_of_it_is_left(tmp_path):
+    gateway = Process(tmp_path)
+    gateway.bench.deploy("blue-1")
+    gateway.start(idle_s=0.3)
+    gateway.until_answers("blue-1")
+    gateway.bench.deployments.ask_gone("blue-1")
+
+    assert gateway.process.wait(60) == 0
+    assert "nothing left to serve" in gateway.said
+    assert gateway.bench.states() == {"blue-1": "undeployed"}
+    assert not (gateway.bench.home.root / "gateway.json").exists()
+    assert not GATEWAY.runs(gateway.bench.home)
+    assert gateway.servers() == {}
+    gateway.bench.close()
