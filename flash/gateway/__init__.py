@@ -16,7 +16,8 @@ The gateway: one OpenAI-compatible address for all that a plane has deployed.
     requests.py    what a request may say (checks.py, messages.py), and what of it is forwarded
     forwarding.py  the connections to the servers
     answering.py   one request, to the end of its answer
-    relaying.py    what a server says, as the client gets it; reasoning.py tells a trace apart
+    relaying.py    what a server says, as the client gets it; reasoning.py tells a trace apart,
+                   template.py whether it was opened before the answer
     usage.py       what requests used, on the disk before they end
     errors.py      what went wrong, in OpenAI's shape
 """
