@@ -400,7 +400,7 @@ def test_memory_that_ends_costs_no_request_that_fits_alone(world, faulty):
         Asked(faulty.engine, name, prompt_of(30), max_tokens=20, top_logprobs=3)
         for name in ADAPTERS
     ]
-    large = Asked(faulty.engine, "all", prompt_of(90))
+    large = Asked(faulty.engine, "all", prompt_of(450, 5))
 
     assert str(large.end()) == "full"
     assert [one.end() for one in fits] == ["length"] * 4
