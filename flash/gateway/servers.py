@@ -327,16 +327,19 @@ class Server:
         self._log.warning(
             "broke down", error=explained(error).message, next_try_s=None if given_up else pause_s
         )
-        self._stop()
         self._base = None  # whose folder may be gone by now
-        self._not_before_s = time.monotonic() + pause_s
         for row in wanted:
-            if given_up:
-                self._fail(row, error)
-            else:
-                self._routes.hold(row.id, f"the server of {row.id} broke down; it is started anew")
-                said = explained(error)
-                self._parts.deployments.moved(row, "deploying", error=said.message, hint=said.hint)
+            self._routes.hold(row.id, f"the server of {row.id} broke down; it is started anew")
+        try:
+            for row in wanted:
+                (self._fail if given_up else self._note)(row, error)
+        finally:
+            self._stop()  # which takes a while where it hangs
+        self._not_before_s = time.monotonic() + pause_s
+
+    def _note(self, row: Deployment, error: FlashError) -> None:
+        said = explained(error)
+        self._parts.deployments.moved(row, "deploying", error=said.message, hint=said.hint)
 
     def _fail(self, row: Deployment, error: FlashError, report: Report | None = None) -> None:
         error = explained(error)

@@ -188,6 +188,20 @@ def test_a_server_that_breaks_down_again_and_again_is_given_up(bench):
     assert bench.routes == []
 
 
+def test_while_a_server_that_hangs_is_stopped_those_who_ask_are_told(bench):
+    server = settled(bench)
+    told = []
+    bench.world.faults["health"] = [FlashError("it hangs")] * 3
+    bench.world.faults["stop"] = [
+        lambda: told.append((bench.parts.routes.why_away("blue-1"), bench.states()["blue-1"]))
+    ]
+    for _ in range(3):
+        bench.steps(server)
+
+    assert told == [("the server of blue-1 broke down; it is started anew", "deploying")]
+    assert bench.states() == {"blue-1": "ready", "red-2/step-10": "ready"}
+
+
 def test_each_restart_waits_twice_as_long(make_bench):
     bench = make_bench(pause_s=1000.0)
     bench.deploy("blue-1")
