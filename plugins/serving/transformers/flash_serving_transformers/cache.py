@@ -131,6 +131,15 @@ class Arena(Cache):  # type: ignore[misc] # transformers ships no types
                 ]
         target.used = tokens
 
+    def resized(self, columns: int) -> Arena:
+        """Return an empty arena of so many columns, whose memory is taken at once."""
+        other = Arena(columns)
+        other._layers = {
+            index: (other._empty(keys[None]), other._empty(values[None]))
+            for index, (keys, values) in self._layers.items()
+        }
+        return other
+
     def _empty(self, states: torch.Tensor) -> torch.Tensor:
         return states.new_empty(states.shape[1], self.columns, states.shape[3])
 

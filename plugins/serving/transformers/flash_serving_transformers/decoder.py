@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from flash.errors import FlashError, UsageError
 from flash_serving_transformers import attention
 from flash_serving_transformers.attention import Seen, Span, UnsupportedAttention
-from flash_serving_transformers.cache import Arena
+from flash_serving_transformers.cache import BLOCK, Arena
 from flash_serving_transformers.lora import Mixture
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Decoder:
 
         Raises `UsageError` for a family that is not decoded here, `FlashError` where memory ends.
         """
-        self.arena = Arena(cache_tokens)
+        self.arena = Arena(2 * BLOCK)
         self._model = model.eval().requires_grad_(requires_grad=False)
         windows = _windows(model)
         try:
@@ -65,6 +65,7 @@ class Decoder:
             ]
             self.mixture = Mixture(model)
             together = self._try(prompts, windows)
+            self.arena = self.arena.resized(cache_tokens)
         except (MemoryError, torch.OutOfMemoryError) as error:
             raise _no_memory(cache_tokens) from error
         except (UnsupportedAttention, RuntimeError, ValueError, TypeError, IndexError) as error:

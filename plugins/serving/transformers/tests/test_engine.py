@@ -298,6 +298,17 @@ def test_adapters_come_are_replaced_and_go_while_others_answer(world, tmp_path):
     engine.close()
 
 
+def test_a_cache_of_one_short_request_serves_one_at_a_time(world):
+    engine = world.engine(cache_tokens=24, context_tokens=24)
+    asked = [Asked(engine, name, prompt_of(9), top_logprobs=3) for name in ADAPTERS]
+    for one in asked:
+        assert one.end() == "length"
+        assert_as_alone(world, one)
+    with pytest.raises(UsageError, match="together they are more than the 24"):
+        Asked(engine, None, prompt_of(9), max_tokens=16)
+    engine.close()
+
+
 def test_what_can_never_be_served_is_refused_with_a_sentence(world, served):
     ask = {"adapter": None, "max_tokens": 4}
     for wrong, sentence in {
