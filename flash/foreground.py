@@ -43,27 +43,27 @@ def call(
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """
-    Run the worker's `task` (`check`, `evaluate`, `preview`, `test`) and return its result.
+    Run the worker's `task` (`check`, `evaluate`, `export`, `preview`, `test`); return its result.
 
-    The environment is `request["environment"]`. As in a run, it is loaded from a copy without what
-    a snapshot leaves out, and with its `[worker_env]`; what is reported names its own folder.
+    The environment is `request["environment"]`, where the task has one. As in a run, it is loaded
+    from a copy without what a snapshot leaves out, and with its `[worker_env]`; what is reported
+    names its own folder.
 
     Raises the error that the child reported, with its exit code, or `FlashError` with the last
     lines of its log when it died without a word.
     """
-    asked = request["environment"]
-    environ = worker_environment(os.environ) | asked["env"] | {"FLASH_HOME": str(home.root)}
+    asked = request.get("environment")
+    own = asked["env"] if asked else {}
+    environ = worker_environment(os.environ) | own | {"FLASH_HOME": str(home.root)}
     with (
         tempfile.TemporaryDirectory(prefix="flash-", ignore_cleanup_errors=True) as scratch,
         tempfile.TemporaryFile() as log,
     ):
         copy = str(Path(scratch).resolve() / "environment")
-        snapshot(Path(asked["folder"]), Path(copy))
-        given = {
-            "request": {**request, "environment": {**asked, "folder": copy}},
-            "secrets": dict(secrets),
-            "scratch": scratch,
-        }
+        given = {"request": dict(request), "secrets": dict(secrets), "scratch": scratch}
+        if asked:
+            snapshot(Path(asked["folder"]), Path(copy))
+            given["request"] = {**request, "environment": {**asked, "folder": copy}}
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "flash.worker", task],
             stdin=subprocess.PIPE,
@@ -73,7 +73,8 @@ def call(
             start_new_session=True,
         )
         try:
-            answer = _converse(child, given, progress, renamed=(copy, asked["folder"]))
+            renamed = (copy, asked["folder"] if asked else copy)
+            answer = _converse(child, given, progress, renamed=renamed)
         finally:
             # Its answer is all that is wanted of it: threads and hooks of user code may never end.
             with contextlib.suppress(ProcessLookupError, PermissionError):

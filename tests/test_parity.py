@@ -15,11 +15,10 @@ from transformers import AutoModelForCausalLM
 from flash.adapters import CONFIG, WEIGHTS
 from flash.errors import StoreError
 from flash.parity import FORMAT, NAME, Golden, GoldenSet, compare, other_from
+from flash.testing.adapters import make_adapter
 from flash.testing.models import CHAT_TEMPLATE, make_tiny_model
-from flash.training.chat import ChatRenderer, Conversation, stop_tokens
-from flash.training.golden import GoldenMaker, openings
-from flash.training.hotpath import HotPath, TargetScores
-from flash.training.loading import attach_lora, load_base, save_adapter
+from flash.training.chat import ChatRenderer
+from flash.training.loading import load_base
 
 
 @pytest.fixture(scope="module")
@@ -30,34 +29,6 @@ def tiny(tmp_path_factory):
     with torch.no_grad():
         model.get_input_embeddings().weight *= 7
     model.save_pretrained(folder)
-    return folder
-
-
-def make_adapter(tiny, folder, seed, size=0.3):
-    """Save an adapter that was drawn by `seed` as if trained, with its golden set."""
-    base, tokenizer = load_base(tiny)
-    model = attach_lora(base, rank=4, alpha=8.0, targets="all-linear", base="org/tiny", seed=1)
-    draw = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=draw) * size)
-    renderer = ChatRenderer(
-        tokenizer, stop_tokens(tokenizer, base.generation_config), thinking=False
-    )
-    rows = [
-        Conversation(name="row", opening=[{"role": "user", "content": f"Say {n}"}], target=())
-        for n in range(4)
-    ]
-    maker = GoldenMaker(
-        TargetScores(model, HotPath(), pytest.fail),
-        tokenizer,
-        openings(rows, renderer),
-        thinking=False,
-        stop=lambda: False,
-        tell=pytest.fail,
-    )
-    save_adapter(model, folder, maker.make(model))
     return folder
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "chat": ("flash.cli.chat:chat", "Talk to a run, a checkpoint, a base model or an adapter."),
     "usage": ("flash.cli.usage:usage", "Show what was used of deployments, and what it cost."),
     "keys": ("flash.cli.keys:keys", "List, make and revoke the keys of deployments."),
+    "export": ("flash.cli.export:export", "Write an adapter, merged or not, for elsewhere."),
     "gc": ("flash.cli.gc:gc", "Free the disk of what no run needs, and of old runs."),
     "models": ("flash.cli.models:models", "List the base models known here."),
     "plugins": ("flash.cli.plugins:plugins", "List the plugins and say what is wrong with one."),

@@ -186,6 +186,28 @@ def _test(
     )
 
 
+def _export(
+    request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write what the adapter and its base model make together into the folder `target`."""
+    base = _model_of(request["model"], secrets, report)
+    adapter, target = Path(request["adapter"]), Path(request["target"])
+    if request["format"] == "merged":
+        from flash.training.export import export_merged
+
+        return export_merged(adapter, base, target, report, allow_drift=request["allow_drift"])
+    from flash.training.gguf import export_gguf
+
+    return export_gguf(
+        adapter,
+        base,
+        target / request["file"],
+        report,
+        tools=Path(request["tools"]),
+        allow_drift=request["allow_drift"],
+    )
+
+
 def _model_of(
     named: Mapping[str, str], secrets: Mapping[str, str], report: Callable[[str], None]
 ) -> Path:
@@ -204,4 +226,10 @@ def _model_of(
     return folder
 
 
-_TASKS = {"check": _check, "evaluate": _evaluate, "preview": _preview, "test": _test}
+_TASKS = {
+    "check": _check,
+    "evaluate": _evaluate,
+    "export": _export,
+    "preview": _preview,
+    "test": _test,
+}

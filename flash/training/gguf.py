@@ -1,0 +1,194 @@
+"""
+A merged model as one GGUF file, and llama.cpp's own word on whether it is what was trained.
+
+The converter is llama.cpp's: no distribution of its own has it, the source of llama-cpp-python
+carries it, together with the library that it writes for. Both are taken from that one archive, of
+one version and by its digest, into a folder of Flash's home, once: a compiler and some minutes are
+what that takes. Neither meets the trainer's packages; each runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from flash.errors import FlashError
+from flash.files import write_atomic
+from flash.parity import GoldenSet, other_from
+from flash.plane.lock import locked
+from flash.training import export, llama_cpp_child
+from flash.training.chat import ChatRenderer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from flash.parity import LogProbs
+
+VERSION: Final = "0.3.36"
+_SHA256: Final = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+_CONVERTER: Final = "convert_hf_to_gguf.py"
+_PARTS: Final = (_CONVERTER, "conversion", "gguf-py")
+_LOG_LINES: Final = 12
+
+
+def export_gguf(
+    adapter: Path,
+    base: Path,
+    target: Path,
+    report: Callable[[str], None],
+    *,
+    tools: Path,
+    allow_drift: bool,
+) -> dict[str, Any]:
+    """
+    Write the merged model to the file `target`; the tools are in `tools`, or put there.
+
+    Returns what the parity gate says, see `flash.training.export.gate`. Raises `FlashError`.
+    """
+    made = LlamaCpp.made_in(tools, report)
+    with tempfile.TemporaryDirectory(prefix="flash-") as scratch:
+        merged, bare = Path(scratch, "merged"), Path(scratch, "base.gguf")
+        export.merge(adapter, base, merged, report)
+        report("converting it to GGUF")
+        made.convert(merged, target)
+        golden = GoldenSet.read(adapter)
+        if golden is not None:
+            report("converting the bare base model too, to compare both with what was trained")
+            made.convert(base, bare)
+            _check_tokens(made, golden, target, merged)
+
+        def replays() -> tuple[LogProbs, LogProbs]:
+            assert golden is not None  # noqa: S101 - else nothing is replayed
+            return made.replay(target, golden), made.replay(bare, golden)
+
+        return export.gate(adapter, merged, replays, allow_drift=allow_drift)
+
+
+class LlamaCpp:
+    """llama.cpp's converter and library, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._source = folder / "llama.cpp"
+        self._library = folder / "site"
+
+    @classmethod
+    def made_in(cls, tools: Path, report: Callable[[str], None]) -> LlamaCpp:
+        """Return those in `tools`, made where they are not there yet; raises `FlashError`."""
+        folder = tools / f"llama-cpp-{VERSION}"
+        stamp = folder / "made"
+        with locked(tools / "llama-cpp.lock"):
+            if not stamp.exists():
+                report(f"making llama.cpp in {folder}, once; compiling it takes minutes")
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True, mode=0o700)
+                _make(folder)
+                write_atomic(stamp, _SHA256.encode())
+        return cls(folder)
+
+    def convert(self, model: Path, target: Path) -> None:
+        """Write the GGUF file of a model's folder, in the 16-bit type nearest to its own."""
+        _run(
+            [self._source / _CONVERTER, model, "--outfile", target, "--outtype", "auto"],
+            {"PYTHONPATH": str(self._source / "gguf-py"), "HF_HUB_OFFLINE": "1"},
+            "llama.cpp cannot convert the model",
+        )
+
+    def replay(self, model: Path, golden: GoldenSet) -> LogProbs:
+        """Return llama.cpp's log-probabilities of a golden set."""
+        pairs = [(list(one.prompt), list(one.completion)) for one in golden.prompts]
+        said = self.ask(model, {"replay": pairs})["log_probs"]
+        found = {_key(*pair): log_probs for pair, log_probs in zip(pairs, said, strict=True)}
+        return lambda prompt, completion: found[_key(prompt, completion)]
+
+    def ask(self, model: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `flash.training.llama_cpp_child` answers of a model file."""
+        asked = json.dumps({"model": str(model), **request})
+        said = _run(
+            [Path(llama_cpp_child.__file__)],
+            {"PYTHONPATH": str(self._library)},
+            "llama.cpp cannot answer from the file",
+            given=asked,
+        )
+        answer: dict[str, Any] = json.loads(said)
+        return answer
+
+
+def _make(folder: Path) -> None:
+    """Fetch the archive; take the converter out of it, and build the library."""
+    pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"llama-cpp-python=={VERSION} --hash=sha256:{_SHA256}\n")
+    failed = f"llama-cpp-python {VERSION} cannot be had"
+    own = ["--no-binary", "llama-cpp-python", "--no-deps", "--requirement", str(wanted)]
+    _run([*pip, "download", *own, "--dest", str(folder)], {}, failed)
+    (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
+    source = folder / "llama.cpp"
+    with tarfile.open(archive) as packed:
+        prefix = f"{packed.getnames()[0].split('/')[0]}/vendor/llama.cpp/"
+        for member in packed.getmembers():
+            name = member.name.removeprefix(prefix)
+            if name != member.name and name.split("/")[0] in _PARTS:
+                packed.extract(member.replace(name=name), source, filter="data")
+    site = str(folder / "site")
+    _run([*pip, "install", "--target", site, str(archive)], _QUICK_BUILD, failed)
+    archive.unlink()
+
+
+# What only images need takes half of the time.
+_QUICK_BUILD: Final = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
+
+
+def _check_tokens(made: LlamaCpp, golden: GoldenSet, model: Path, tokenizer: Path) -> None:
+    """Raise `FlashError` where the file's own vocabulary reads a golden prompt otherwise."""
+    from transformers import AutoTokenizer
+
+    read = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    renderer = ChatRenderer(read, frozenset(), golden.thinking)
+    texts = [renderer.prompt(one.messages, one.tools) for one in golden.prompts]
+    for one, tokens in zip(
+        golden.prompts, made.ask(model, {"texts": texts})["tokens"], strict=True
+    ):
+        if other_from(one, tokens) is not None:
+            raise FlashError(
+                "llama.cpp reads a golden prompt as other tokens than training did",
+                hint="its converter does not know this model's tokenizer well; export --format "
+                "merged instead",
+            )
+
+
+def _run(
+    words: Sequence[str | Path], environ: Mapping[str, str], failed: str, *, given: str = ""
+) -> str:
+    """Run this interpreter; return what it prints. Raises `FlashError` with its last lines."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        input=given,
+        capture_output=True,
+        text=True,
+        env=os.environ | environ,
+        check=False,
+    )
+    if done.returncode:
+        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_LOG_LINES:])
+        raise FlashError(failed, hint=f"its last lines:\n{tail}")
+    return done.stdout
+
+
+def _key(prompt: Sequence[int], completion: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    return tuple(prompt), tuple(completion)
+
+
+def main() -> None:
+    """`python -m flash.training.gguf FOLDER`: make the tools there."""
+    LlamaCpp.made_in(Path(sys.argv[1]), lambda text: print(text, file=sys.stderr))  # noqa: T201 - for people
+
+
+if __name__ == "__main__":
+    main()
