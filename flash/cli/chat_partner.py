@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -189,12 +190,12 @@ def _served(app: App, target: Target, name: str) -> Iterator[Partner]:
 
 def _opens(backend: ServingBackend, address: Address, model: str) -> bool:
     """Say whether an answer begins within the trace, which some chat templates open themselves."""
-    from flash.gateway.gate import ask
+    from flash.gateway.asking import ask
     from flash.gateway.template import opens_trace
 
     hello: Message = {"role": "user", "content": "Hello"}
     prompt = backend.tokens(model, [hello], tools=None, thinking=True)
-    return opens_trace(lambda path, body: ask(address, path, body), model, prompt) is not False
+    return opens_trace(partial(ask, address), model, prompt) is not False
 
 
 def _backend(app: App, target: Target, name: str) -> ServingBackend:

@@ -19,6 +19,7 @@ from terminal import Terminal
 from test_documents import shape_of, steps_of
 
 from flash.testing.models import make_tiny_model
+from flash.testing.vllm import find_vllm, widen
 
 pytestmark = pytest.mark.slow
 
@@ -46,7 +47,8 @@ learning_rate = 5e-3
 def project(tmp_path_factory, new_project):
     """A home with two finished runs, `project.runs` by language."""
     folder = tmp_path_factory.mktemp("serve")
-    project = new_project(folder, decided_model(folder / "tiny"))
+    # A model that is sure of what it says, and that vLLM's kernels take.
+    project = new_project(folder, widen(make_tiny_model(folder / "tiny"), sharpness=3))
     (project.store).mkdir()
     (project.store / "config.toml").write_text("[gateway]\nport = 0\n")
     project.runs = {}
@@ -67,19 +69,6 @@ def project(tmp_path_factory, new_project):
     for process in left:
         process.kill()
     psutil.wait_procs(left, timeout=30)
-
-
-def decided_model(folder):
-    """Write a tiny model whose head is large enough to be sure of an answer."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    make_tiny_model(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.mul_(15)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +228,41 @@ def process(project, name):
         one for one in processes_of(project) if any(name in word for word in one.cmdline()[1:4])
     ]
     return found
+
+
+@pytest.fixture(scope="module")
+def on_vllm(project, deployed):
+    """Both runs again, on a real vLLM server."""
+    python = find_vllm()
+    for run in project.runs.values():
+        words = ("--backend", "vllm", "--set", f"python={json.dumps(python)}")
+        moved = project.flash("deploy", run, *words, "--no-wait")
+        assert moved.returncode == 0, moved.stderr
+    end = time.monotonic() + 600
+    while True:
+        found = project.json("deployments")
+        if all(one["state"] != "deploying" for one in found):
+            break
+        assert time.monotonic() < end, found
+        time.sleep(1)
+    return found
+
+
+def test_vllm_serves_what_was_trained_too(project, on_vllm):
+    for found in on_vllm:
+        assert (found["state"], found["backend"]) == ("ready", "vllm"), found["error"]
+        assert found["report"]["parity"]["proves_identity"]
+
+
+@pytest.mark.parametrize("language", WORDS)
+def test_the_openai_client_gets_the_same_answers_of_vllm(project, on_vllm, language):
+    client = client_of(project, on_vllm[0]["url"])
+    for word, answer in WORDS[language].items():
+        whole = ask(client, project.runs[language], word)
+        chunks = list(ask(client, project.runs[language], word, stream=True))
+
+        assert whole.choices[0].message.content == answer
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == answer
 
 
 @pytest.fixture(scope="module")
