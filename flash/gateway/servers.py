@@ -83,7 +83,7 @@ class Server:
             try:
                 rows = self._rows()
                 if not rows and self._live is None:
-                    return
+                    break
                 stepped = self.step(rows)
             except Abandoned:
                 continue
@@ -94,6 +94,8 @@ class Server:
             if not stepped:
                 self._closing.wait(self._times.look_s)
         self._stop()
+        if self._routes.find(self._key.base) is None:
+            self._routes.remove(self._key.base)  # nor does anybody wait for it any more
 
     def step(self, rows: Sequence[Deployment]) -> bool:
         """Take the next step for these deployments; say whether there was one."""
@@ -179,6 +181,9 @@ class Server:
 
     def _hold(self, wanted: Sequence[Deployment]) -> None:
         """Have those who ask wait for what is not served yet, or no more."""
+        base = self._key.base
+        if self._live is None and self._routes.find(base) is None:
+            self._routes.hold(base, f"the server of {base} is being started; ask again soon")
         for row in wanted:
             if self._is_served(row):
                 continue

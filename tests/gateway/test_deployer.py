@@ -55,6 +55,17 @@ def test_it_is_idle_once_nothing_is_wanted(bench, deployer):
     until(lambda: deployer.idle_s > 0.2, "it has nothing to do")
     assert bench.states() == {"blue-1": "undeployed"}
     assert bench.world.live == []
+    assert bench.parts.routes.why_away(BASE) is None
+
+
+def test_the_base_model_is_waited_for_as_long_as_its_server_starts(bench, deployer, hang):
+    bench.world.faults["start"] = [hang]
+    bench.deploy("blue-1")
+    until(lambda: bench.world.names("start"), "it starts")
+
+    assert "is being started" in bench.parts.routes.why_away(BASE)
+    bench.deployments.ask_gone("blue-1")
+    until(lambda: bench.parts.routes.why_away(BASE) is None, "nobody waits for it any more")
 
 
 @pytest.mark.slow  # the time that a failing disk is given
