@@ -1,11 +1,15 @@
 """
-vLLM's API server on CPU, whose adapters are computed right: `python vllm_main.py ARGUMENTS…`.
+vLLM's API server, set right where it would serve something else: `python vllm_main.py ARGUMENTS…`.
 
-Run by vLLM's interpreter, which has nothing of Flash, and never imported by ours. vLLM 0.32 marks
-a token without an adapter by the index -1, and its operations for CPU take that for the last
-adapter: an answer of the base model is then computed with whoever is there. They also copy an
-adapter's weights for every token. Here each adapter is multiplied once with all its tokens, and
-tokens without one get nothing. vLLM starts processes of its own, which import this file first.
+Run by vLLM's interpreter, which has nothing of Flash, and never imported by ours.
+
+vLLM 0.32 marks a token without an adapter by the index -1, and its operations for CPU take that
+for the last adapter: an answer of the base model is then computed with whoever is there. They also
+copy an adapter's weights for every token. Here each adapter is multiplied once with all its
+tokens, and tokens without one get nothing. The processes that vLLM starts import this file first.
+
+It also shows the chat template a description, null, of every tool that has none: another prompt
+than that of training. Here a tool has what it came with.
 """
 
 from __future__ import annotations
@@ -21,8 +25,8 @@ if __name__ == "__main__":
 
 from typing import Any
 
-from vllm.lora.ops.torch_ops import lora_ops  # type: ignore[import-not-found]  # vLLM is elsewhere
-from vllm.lora.punica_wrapper import punica_cpu  # type: ignore[import-not-found]  # vLLM is elsewhere
+from vllm.lora.ops.torch_ops import lora_ops  # type: ignore[import-not-found]  # only there
+from vllm.lora.punica_wrapper import punica_cpu  # type: ignore[import-not-found]  # only there
 
 
 def _multiplied(inputs: Any, weights: Any, indices: Any, dtype: Any) -> Any:
@@ -73,5 +77,20 @@ for _module in (lora_ops, punica_cpu):
     _module.bgmv_expand = _expand
     _module.bgmv_expand_slice = _expand_slice
 
+
+def _leave_tools_as_they_are() -> None:
+    from vllm.entrypoints.openai.chat_completion import (  # type: ignore[import-not-found]  # same
+        protocol,
+    )
+
+    dumped = protocol.ChatCompletionToolsParam.model_dump
+
+    def model_dump(tool: Any, **how: Any) -> Any:
+        return dumped(tool, **{"exclude_unset": True, **how})
+
+    protocol.ChatCompletionToolsParam.model_dump = model_dump
+
+
 if __name__ == "__main__":
+    _leave_tools_as_they_are()
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=False)

