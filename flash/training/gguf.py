@@ -35,6 +35,10 @@ VERSION: Final = "0.3.36"
 _SHA256: Final = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 _CONVERTER: Final = "convert_hf_to_gguf.py"
 _PARTS: Final = (_CONVERTER, "conversion", "gguf-py")
+_READERS: Final = "readers"
+_OF_CONVERTER: Final = ("sentencepiece==0.2.3", "protobuf==7.36.2")
+"""What the converter reads tokenizers with, whichever kind the model's is."""
+
 _LOG_LINES: Final = 12
 
 
@@ -77,6 +81,7 @@ class LlamaCpp:
     def __init__(self, folder: Path) -> None:
         self._source = folder / "llama.cpp"
         self._library = folder / "site"
+        self._beside_converter = f"{self._source / 'gguf-py'}{os.pathsep}{folder / _READERS}"
 
     @classmethod
     def made_in(cls, tools: Path, report: Callable[[str], None]) -> LlamaCpp:
@@ -96,7 +101,7 @@ class LlamaCpp:
         """Write the GGUF file of a model's folder, in the 16-bit type nearest to its own."""
         _run(
             [self._source / _CONVERTER, model, "--outfile", target, "--outtype", "auto"],
-            {"PYTHONPATH": str(self._source / "gguf-py"), "HF_HUB_OFFLINE": "1"},
+            {"PYTHONPATH": self._beside_converter, "HF_HUB_OFFLINE": "1"},
             "llama.cpp cannot convert the model",
         )
 
@@ -136,6 +141,7 @@ def _make(folder: Path) -> None:
             name = member.name.removeprefix(prefix)
             if name != member.name and name.split("/")[0] in _PARTS:
                 packed.extract(member.replace(name=name), source, filter="data")
+    _run([*pip, "install", "--target", str(folder / _READERS), *_OF_CONVERTER], {}, failed)
     site = str(folder / "site")
     _run([*pip, "install", "--target", site, str(archive)], _QUICK_BUILD, failed)
     archive.unlink()
