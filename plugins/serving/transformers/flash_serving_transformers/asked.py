@@ -22,6 +22,7 @@ MOST_TOP: Final = 20
 _MOST_STOPS: Final = 64
 _LONGEST_STOP: Final = 1024
 _SEEDS: Final = 2**63
+_COLDEST: Final = 1e-5
 
 _COMMON: Final = frozenset(
     {
@@ -226,8 +227,10 @@ def _common(fields: _Fields, max_tokens: int | None, top: int | None) -> Asked:
     stream = fields.flag("stream", default=False)
     if options and not stream:
         raise Refused("stream_options needs stream = true", param="stream_options")
+    temperature = fields.number("temperature", 1.0, least=0, most=2)
     sampling = Sampling(
-        temperature=fields.number("temperature", 1.0, least=0, most=2),
+        # So close to 0 it is 0; logits divided by less would be no numbers.
+        temperature=temperature if temperature > _COLDEST else 0.0,
         # Nothing at all cannot be kept: like 0 elsewhere, it keeps the likeliest token.
         top_p=max(top_p, math.ulp(0.0)),
         top_k=max(top_k, 0),

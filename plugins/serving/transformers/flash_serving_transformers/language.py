@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from flash.training.chat import ChatRenderer, stop_tokens
+from flash_serving_transformers.errors import Refused
 from flash_serving_transformers.text import Detokenizer
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ class Prompt:
 class Language:
     """One base model's; the same for all its adapters."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, context_tokens: int) -> None:
         self._tokenizer = tokenizer
+        self._context_tokens = context_tokens
+        self._longest_text = context_tokens * max(map(len, tokenizer.get_vocab()))
         self.stops = stop_tokens(tokenizer, model.generation_config)
         self._known: int = model.get_input_embeddings().weight.shape[0]
         self.thinks = THINK in str(tokenizer.chat_template) or self.single(THINK) is not None
@@ -59,7 +62,18 @@ class Language:
         return Prompt(self.encode(text, special=False), text.rstrip().endswith(THINK))
 
     def encode(self, text: str, *, special: bool) -> tuple[int, ...]:
-        """Return a text's tokens; `special` adds those that the tokenizer begins a text with."""
+        """
+        Return a text's tokens; `special` adds those that the tokenizer begins a text with.
+
+        Raises `Refused` at once for one that is too long whatever its tokens are: reading ten
+        million characters takes half a minute.
+        """
+        if len(text) > self._longest_text:
+            raise Refused(
+                f"this model's context has {self._context_tokens} tokens, and the prompt has "
+                f"{len(text):,} characters: more than so many tokens can be",
+                code="context_length_exceeded",
+            )
         encoded = self._tokenizer(text, add_special_tokens=special, verbose=False)
         return tuple(encoded["input_ids"])
 

@@ -13,6 +13,7 @@ import hmac
 import json
 import logging
 import os
+import re
 import sys
 from http import HTTPStatus
 from pathlib import Path
@@ -37,6 +38,9 @@ LARGEST_BODY: Final = 32 * 2**20
 
 _SHUTDOWN_S: Final = 2.0
 """How long requests under way may take to notice that the server ends."""
+
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Half a character of UTF-16, as JSON can write it: without its other half it is no text."""
 
 _log = logging.getLogger("flash.serving")
 
@@ -87,7 +91,9 @@ def _load(options: Options) -> Service:
     room = min(room, options.max_rows * context)
     _log.info("context of %d tokens, cache of %d tokens", context, room)
     engine = Engine(model, context_tokens=context, cache_tokens=room, max_rows=options.max_rows)
-    return Service(engine, Language(model, tokenizer), base=options.id, context_tokens=context)
+    return Service(
+        engine, Language(model, tokenizer, context), base=options.id, context_tokens=context
+    )
 
 
 def make_app(service: Service, key: str) -> web.Application:
@@ -209,10 +215,14 @@ def _behind(key: str) -> Any:
 
 
 async def _body(request: web.Request) -> Any:
+    raw = await request.read()
     try:
-        return json.loads(await request.read(), parse_constant=_no_constant)
+        found = json.loads(raw, parse_constant=_no_constant)
+        if _SURROGATE.search(raw):
+            json.dumps(found, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is no JSON: {error}") from error
+        raise Refused(f"the body is no JSON in UTF-8: {error}") from error
+    return found
 
 
 def _no_constant(name: str) -> Any:

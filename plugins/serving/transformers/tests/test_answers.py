@@ -79,7 +79,7 @@ def language():
     embedding = torch.nn.Embedding(len(tokenizer), 2)
     model = types.SimpleNamespace(generation_config=None, get_input_embeddings=lambda: embedding)
     # The alphabet's order is not that of the bytes: here a token is its byte.
-    own = Language(model, tokenizer)
+    own = Language(model, tokenizer, 400)
     own.decode = lambda tokens: bytes(one for one in tokens if one < 256).decode(errors="replace")
     return own
 
@@ -245,6 +245,17 @@ def test_health_is_that_of_the_engine(language):
     for patience_s, status in ((0.1, 503), (60, 200)):
         hung.hangs = threading.Event()
         assert health(language, hung, patience_s=patience_s) == status
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["\ud800", "x" * 100_000, [{"type": "image_url", "text": ""}]],
+    ids=["no text", "too long", "no words"],
+)
+def test_a_text_that_is_none_or_can_never_fit_is_the_clients_fault(language, content):
+    body = ask(messages=[{"role": "user", "content": content}])
+    status, found = run(language, Engine(), lambda client: post(client, body))
+    assert (status, found["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_each_choice_has_a_seed_of_its_own_and_the_same_one_again(language):

@@ -143,6 +143,11 @@ def test_what_is_not_said_is_as_openai_has_it():
     assert completion().common.max_tokens == 16
 
 
+def test_a_temperature_that_is_nearly_nothing_is_none():
+    assert chat(temperature=1e-320).common.sampling.temperature == 0
+    assert chat(temperature=0.01).common.sampling.temperature == 0.01
+
+
 def test_a_prompt_is_text_or_tokens_or_several_of_them():
     assert [completion(prompt=one).prompts for one in ("a", [1, 2], ["a", "b"], [[1], [2]])] == [
         ["a"],

@@ -50,7 +50,7 @@ def language(request):
         tokenizer.add_tokens(["<think>", "</think>", "<tool_call>", "</tool_call>"])
     embedding = torch.nn.Embedding(len(tokenizer) + 5, 2)
     model = types.SimpleNamespace(generation_config=None, get_input_embeddings=lambda: embedding)
-    return Language(model, tokenizer)
+    return Language(model, tokenizer, 100)
 
 
 def taken(language, shape, text):
