@@ -97,7 +97,7 @@ def export(  # noqa: PLR0913 - its options
     try:
         stage.mkdir()
         if format_ == "peft":
-            made = _copy(saved, stage)
+            made = _copy(saved, stage, public=place.public)
         else:
             made = _made(app, target, format_, stage, allow_drift=allow_drift)
         files = {
@@ -198,13 +198,20 @@ def _hub(app: App, place: Place) -> Any:
     return repository
 
 
-def _copy(saved: Checkpoint, stage: Path) -> dict[str, Any]:
-    """Copy the adapter's files, each compared with the manifest once it is there."""
+def _copy(saved: Checkpoint, stage: Path, *, public: bool) -> dict[str, Any]:
+    """
+    Copy the adapter's files, each compared with the manifest once it is there.
+
+    What is for everybody to read has no golden set, which holds rows of the training data.
+    """
+    from flash import parity
     from flash.adapters import read_adapter
     from flash.files import sha256
     from flash.worker.checkpoints import adapter_files
 
     for name, entry in adapter_files(saved).items():
+        if public and name == parity.NAME:
+            continue
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(saved.adapter / name, stage / name)
         if sha256(stage / name) != entry["sha256"]:

@@ -13,6 +13,7 @@ from flash_algorithm_grpo.train import run
 from safetensors.torch import load_file
 
 from flash.api import EnvironmentFault, FlashError, Reward, SpecError, TrainingDataError
+from flash.parity import GoldenSet
 from flash.testing.worker import Checkpoints, Context
 
 pytestmark = pytest.mark.slow
@@ -559,3 +560,19 @@ def test_a_store_of_its_own_starts_at_the_beginning(make, tmp_path):
     run(make(store=store))
 
     assert [one.step for one in store.saved] == [3]
+
+
+def test_every_saved_adapter_has_a_golden_set_with_what_ends_an_answer(make):
+    context = make(settings={"stop_sequences": "@@", "kl_penalty_coef": 0.1}, thinking=True)
+    run(context)
+
+    for folder in [
+        *(one.folder / "adapter" for one in context.checkpoints.saved),
+        context.checkpoints.final,
+    ]:
+        golden = GoldenSet.read(folder)
+        assert (golden.thinking, golden.stop_sequences) == (True, ["@@"])
+        assert [one.messages[0]["content"] for one in golden.prompts] == [
+            f"say {number}, please" for number in range(4)
+        ]
+    assert not context.reporter.warnings

@@ -17,6 +17,7 @@ from flash_algorithm_sft.train import run, train
 from safetensors.torch import load_file, save_file
 
 from flash.api import FlashError, SpecError, Task, TrainingDataError
+from flash.parity import NAME, GoldenSet
 from flash.testing.models import make_tiny_model
 from flash.testing.worker import Checkpoints, Context, Reports
 from flash.training.hotpath import HotPath
@@ -542,3 +543,33 @@ def test_several_turns_and_tools_are_trained(make):
     run(context)
 
     assert context.reporter.steps[-1]["loss"] < context.reporter.steps[0]["loss"] - 0.2
+
+
+@pytest.mark.slow
+def test_every_saved_adapter_has_the_golden_set_of_its_own_step(make):
+    context = make(settings={"save_at_steps": (2, 4)})
+    run(context)
+    folders = [one.folder / "adapter" for one in context.checkpoints.saved]
+    sets = [(folder / NAME).read_bytes() for folder in folders]
+    final = context.checkpoints.final / NAME
+
+    assert [one.step for one in context.checkpoints.saved] == [2, 4, 6]
+    assert len(set(sets)) == len(sets)
+    assert final.read_bytes() == sets[-1]
+    golden = GoldenSet.read(context.checkpoints.final)
+    texts = [one.messages[0]["content"] for one in golden.prompts]
+    assert texts == [row(number)["opening"][0]["content"] for number in range(4)]
+    assert not context.reporter.warnings
+
+
+@pytest.mark.slow
+def test_the_final_adapter_has_one_where_a_stop_has_cost_that_of_its_step(make):
+    first = make(held_out=[])
+    run(first)
+    wanted = (first.checkpoints.final / NAME).read_bytes()
+    shutil.rmtree(first.checkpoints.final)
+    (first.checkpoints.newest().folder / "adapter" / NAME).unlink()
+
+    run(make(held_out=[], store=first.checkpoints))
+
+    assert (first.checkpoints.final / NAME).read_bytes() == wanted
