@@ -162,7 +162,7 @@ class FakeSource:
     def card(self, model):
         return CARD
 
-    def fetch(self, model, report):
+    def on_disk(self, model):
         return self.folder
 
 

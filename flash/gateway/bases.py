@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from flash.worker.loading import open_model
+from flash.context import plugin_context
+from flash.errors import PluginError
+from flash.foreground import call
+from flash.plugins import boundary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from flash.home import FlashHome
     from flash.plugins import PluginHost
+    from flash.records import ModelPlugin
 
 
 @attrs.frozen
@@ -34,15 +38,29 @@ class Bases:
     log: Any
 
     def open(self, plugin: str, model: str) -> Base:
-        """Return the base model, fetching it first where it is not here; raises `FlashError`."""
-        names = self.host.get("model", plugin).secrets
-        secrets = {name: value for name in names if (value := self.secret(name))}
-        folder, card = open_model(
-            self.host,
-            self.home,
-            plugin=plugin,
-            model=model,
-            secrets=secrets,
-            report=lambda said: self.log.info("base model", base=model, said=said),
-        )
+        """
+        Return the base model, fetching it first where it is not here; raises `FlashError`.
+
+        To fetch may take what loads models, which has no place in this process: a child does it.
+        """
+        record: ModelPlugin = self.host.get("model", plugin)
+        secrets = {name: value for name in record.secrets if (value := self.secret(name))}
+        context = plugin_context(self.home, plugin, secrets, declared=record.secrets)
+        with boundary(plugin, "find the model"):
+            source = record.make(context)
+            folder = source.on_disk(model)
+        if folder is None:
+            asked = {"model": {"id": model, "plugin": plugin}}
+            fetched = call("fetch", asked, home=self.home, secrets=secrets, progress=self._say)
+            folder = Path(fetched["folder"])
+        with boundary(plugin, "card"):
+            card = source.card(model)
+        if card is None:
+            raise PluginError(
+                f"the model plugin {plugin} has {model} but knows no facts about it",
+                hint="report it to the plugin's author",
+            )
         return Base(folder, card.context_tokens)
+
+    def _say(self, said: str) -> None:
+        self.log.info("base model", said=said)

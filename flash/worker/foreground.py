@@ -208,6 +208,13 @@ def _export(
     )
 
 
+def _fetch(
+    request: Mapping[str, Any], secrets: Mapping[str, str], report: Callable[[str], None]
+) -> dict[str, Any]:
+    """Have the base model on this machine's disk."""
+    return {"folder": str(_model_of(request["model"], secrets, report))}
+
+
 def _model_of(
     named: Mapping[str, str], secrets: Mapping[str, str], report: Callable[[str], None]
 ) -> Path:
@@ -230,6 +237,7 @@ _TASKS = {
     "check": _check,
     "evaluate": _evaluate,
     "export": _export,
+    "fetch": _fetch,
     "preview": _preview,
     "test": _test,
 }

@@ -52,9 +52,6 @@ class Source:
     def on_disk(self, model):
         return folder() / "base"
 
-    def fetch(self, model, report):
-        return folder() / "base"
-
 
 class Backend:
     """A `ServingBackend`."""

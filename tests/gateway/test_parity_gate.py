@@ -1,7 +1,10 @@
 """The gate around the real embedded backend: what is not what was trained is caught, by name."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +12,12 @@ from deploy_bench import BASE, QUICK, DeployBench
 from safetensors.numpy import load_file, save_file
 
 from flash.adapters import read_adapter
+from flash.errors import FlashError
+from flash.foreground import call
+from flash.gateway.bases import Bases
+from flash.home import FlashHome
 from flash.parity import Golden, GoldenSet
+from flash.plugins import PluginHost
 from flash.values import ServedAdapter, ServedBase
 
 pytestmark = pytest.mark.slow  # a real server
@@ -147,6 +155,49 @@ def test_what_was_trained_is_served_and_its_identity_proved(trained, tmp_path, n
     assert row.report["parity"]["proves_identity"]
     assert row.report["parity"]["mean"] < 1e-4
     assert row.report["smoke"] == {"tokens": TOKENS, "compared": TOKENS, "agreeing": TOKENS}
+
+
+def test_the_gateway_finds_and_checks_what_it_serves_without_what_loads_models(trained, tmp_path):
+    home = {"FLASH_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    asked = [str(trained.base), str(trained.adapters["blue"])]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *asked],
+        env=home,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "1024\n"), done.stderr
+
+
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+import flash.gateway.process
+from flash.adapters import check_fits, read_adapter
+from flash.gateway.bases import Bases
+from flash.home import FlashHome
+from flash.plugins import PluginHost
+from flash_serving_transformers.backend import TransformersBackend
+
+home = FlashHome.from_environment()
+base = Bases(home, PluginHost.default(home), lambda _: None, None).open("hub", sys.argv[1])
+check_fits(read_adapter(Path(sys.argv[2])), base.folder)
+assert not {"torch", "transformers"} & set(sys.modules)
+print(base.context_tokens)
+"""
+
+
+def test_a_base_model_that_is_not_here_is_fetched_by_a_child(trained, tmp_path):
+    home = FlashHome(tmp_path)
+    bases = Bases(home, PluginHost.default(home), lambda _: None, None)
+
+    with pytest.raises(FlashError, match="there is no such folder"):
+        bases.open("hub", str(tmp_path / "none"))
+    asked = {"model": {"id": str(trained.base), "plugin": "hub"}}
+    assert call("fetch", asked, home=home, secrets={}) == {"folder": str(trained.base)}
 
 
 class Loading(Shared):
