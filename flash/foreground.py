@@ -43,7 +43,7 @@ def call(
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """
-    Return what the worker's `task` does (`check`, `evaluate`, `export`, `fetch`, `preview`, `test`).
+    Return what a task of the worker does: check, evaluate, export, fetch, preview or test.
 
     The environment is `request["environment"]`, where the task has one. As in a run, it is loaded
     from a copy without what a snapshot leaves out, and with its `[worker_env]`; what is reported
