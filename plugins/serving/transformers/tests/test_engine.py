@@ -242,6 +242,23 @@ def test_what_a_prompt_shares_with_another_is_not_computed_again(world):
     engine.close()
 
 
+def test_what_another_is_still_saying_is_shared_as_far_as_it_is_computed(world, served):
+    prompt, followers = prompt_of(40, 3), []
+
+    def on_token(one):
+        if len(one.tokens) == 3:
+            longer = prompt + one.ids + prompt_of(9, 4)
+            followers.append(Asked(served, "few", longer, top_logprobs=3))
+        return False
+
+    assert Asked(served, "few", prompt, on_token=on_token, max_tokens=20).end() == "length"
+    (follower,) = followers
+
+    assert follower.end() == "length"
+    assert follower.handle.cached_tokens == 40 + 2
+    assert_as_alone(world, follower)
+
+
 def test_a_seed_draws_the_same_whatever_is_beside(world, served):
     def ask():
         return Asked(served, "all", prompt_of(20), temperature=1.0, seed=7, max_tokens=30)
@@ -295,6 +312,31 @@ def test_adapters_come_are_replaced_and_go_while_others_answer(world, tmp_path):
     assert_as_alone(world, new)
     assert replaced.ids == new.ids
     assert_as_alone(world, running)
+    engine.close()
+
+
+def test_what_is_scored_may_give_its_room_up_in_the_middle(world):
+    engine = world.engine(cache_tokens=448)
+    completion, found = prompt_of(230, 1), []
+    scoring = threading.Thread(
+        target=lambda: found.extend(engine.log_probs("wide", prompt_of(20), completion))
+    )
+
+    def on_token(one):
+        if len(one.tokens) == 172:  # one step more fits beside, and then this one must grow
+            scoring.start()
+            while engine.stats().waiting == 0:
+                threading.Event().wait(0.001)
+        return False
+
+    running = Asked(engine, "all", prompt_of(20), on_token=on_token, max_tokens=190, top_logprobs=3)
+    assert running.end() == "length"
+    scoring.join(60)
+
+    assert_as_alone(world, running)
+    expected = world.log_probs("wide", prompt_of(20), completion)
+    expected = expected.gather(-1, torch.tensor(completion)[:, None])[:, 0]
+    assert found == pytest.approx(expected.tolist(), abs=1e-4)
     engine.close()
 
 
