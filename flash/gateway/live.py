@@ -186,6 +186,9 @@ class Starter:
         except FlashError as error:
             self.parts.log.info("chat template not known", said=error.message)
             return None
+        except Abandoned:
+            self.stop(backend)
+            raise
 
     def _config(self, record: ServingPlugin) -> Any:
         table = json.loads(self.key.settings)
