@@ -1,5 +1,6 @@
 """The backend's conformance, on a real server of a tiny model."""
 
+import copy
 import time
 
 import psutil
@@ -9,7 +10,7 @@ from flash_serving_transformers.backend import ADAPTERS, LOG_PROBS, STATS, TOKEN
 from flash_serving_transformers.config import TransformersConfig
 
 from flash.errors import FlashError
-from flash.testing.served import ONE, Bench, processes_in
+from flash.testing.served import ONE, Bench, Client, processes_in
 from flash.testing.serving import ServingConformance, ServingEnds
 
 pytestmark = pytest.mark.slow
@@ -59,6 +60,49 @@ class TestServing(ServingConformance):
         finally:
             server.resume()
         bench.backend.health()
+
+
+SHOWN_BY = {
+    "echo": ("echo",),
+    "frequency_penalty": ("penalties", "frequency_penalty"),
+    "logit_bias": ("logit_bias",),
+    "logprobs": ("logprobs_of_a_completion",),
+    "min_p": ("what_keeps_only_the_likeliest_token_is_greedy", "min_p", 1.0),
+    "n": ("n",),
+    "parallel_tool_calls": ("parallel_tool_calls",),
+    "presence_penalty": ("penalties", "presence_penalty"),
+    "response_format": ("response_format",),
+    "seed": ("seed",),
+    "stop": ("stop",),
+    "temperature": ("temperature",),
+    "tool_choice": ("tool_choice",),
+    "tools": ("tools_are_told_to_the_model",),
+    "top_k": ("what_keeps_only_the_likeliest_token_is_greedy", "top_k", 1),
+    "top_logprobs": ("logprobs_of_a_chat",),
+    "top_p": ("what_keeps_only_the_likeliest_token_is_greedy", "top_p", 1e-6),
+}
+
+
+class Forgetful(Client):
+    """Leaves a field out of what it asks, as if the server took no notice of it."""
+
+    def __init__(self, address, field):
+        super().__init__(address)
+        self._field = field
+
+    def _ask(self, method, path, body, key):
+        left = {name: value for name, value in body.items() if name != self._field}
+        return super()._ask(method, path, left, key)
+
+
+@pytest.mark.parametrize("field", sorted({*PLUGIN.fields} - {"user"}))
+def test_a_field_that_is_taken_and_ignored_fails_the_suite(bench, field):
+    name, *arguments = SHOWN_BY[field]
+    ignoring = copy.copy(bench)
+    ignoring.client = Forgetful(bench.address, field)
+    check = getattr(TestServing(), f"test_{name}")
+    with pytest.raises((AssertionError, LookupError, TypeError, ValueError)):
+        check(ignoring, *arguments)
 
 
 class TestEnds(ServingEnds):
