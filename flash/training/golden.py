@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from flash.values import Message
 
 PROMPTS: Final = 4
-COMPLETION_TOKENS: Final = 24
+COMPLETION_TOKENS: Final = 16
 PROMPT_TOKENS: Final = 512
 """Of all prompts together: reading them takes longer than continuing them."""
 
@@ -104,7 +104,7 @@ def _call_as_sent(call: Any) -> Any:
 
 
 class GoldenMaker:
-    """Makes the golden sets of one run; of what training goes on with it changes nothing."""
+    """Makes the golden sets of one run's model; of what training goes on with, nothing changes."""
 
     def __init__(  # noqa: PLR0913 - the model, its language, and the run it belongs to
         self,
@@ -127,6 +127,7 @@ class GoldenMaker:
         self._tell = tell
         self._told = False
         self._until_s = math.inf
+        self._sampler: OwnSampler | None = None
 
     def make(self, model: Any, *, in_time: bool = True) -> bytes | None:
         """
@@ -182,11 +183,12 @@ class GoldenMaker:
     def _completions(
         self, causal: Any, prompts: Sequence[tuple[Opening, int]]
     ) -> list[tuple[int, ...]]:
-        # The model without PEFT's wrapper has nothing that could be merged.
-        sampler = OwnSampler(causal, self._tokenizer, stop=self._too_late)
+        if self._sampler is None:  # once: it tries on the model what it may do
+            # The model without PEFT's wrapper has nothing that could be merged.
+            self._sampler = OwnSampler(causal, self._tokenizer, stop=self._too_late)
         asked = [Prompt(one.tokens, "golden", room) for one, room in prompts]
         sampling = Sampling(COMPLETION_TOKENS, stop_sequences=self._stop_sequences)
-        found = dict(sampler.sample(asked, sampling))
+        found = dict(self._sampler.sample(asked, sampling))
         return [found[place].tokens for place in range(len(asked))]
 
     def _log_probs(
