@@ -271,8 +271,6 @@ def measure_throughput(
             f"  round {number + 1}: { {name: round(s[-1], 1) for name, s in speeds.items()} }",
             flush=True,
         )
-    if equal != compared:
-        sys.exit(f"only {equal} of {compared} answers are PEFT's")
     return {
         "tokens_per_s": {name: middle(each, 1) for name, each in speeds.items()},
         "answers_equal_to_pefts": f"{equal} of {compared}",
@@ -335,9 +333,8 @@ def measure_new_adapters(
 def measure(work: Work, folder: Path, model: str) -> dict[str, Any]:
     """Measure everything."""
     adapters, requests = folder / "adapters", Requests(work)
-    count = str(work.adapters + work.news)
-    Child(folder / "adapters.log", "adapters", model, str(adapters), count).close()
-    peft = Child(folder / "peft.log", "peft", model, str(adapters), str(work.adapters))
+    counts = str(work.adapters), str(work.news)
+    peft = Child(folder / "peft.log", "peft", model, str(adapters), *counts)
     with (
         contextlib.closing(peft),
         served(folder, model, work.adapters) as (backend, direct),
@@ -385,6 +382,9 @@ def main() -> None:
         **measured,
     }
     print(json.dumps(result, indent=1))
+    equal, _, compared = result["answers_equal_to_pefts"].partition(" of ")
+    if equal != compared:
+        sys.exit(f"only {equal} of {compared} answers are PEFT's; nothing is written")
     if not (asked.smoke or asked.no_save):
         print(f"\nwritten to {save('serving', result).relative_to(ROOT)}")
 

@@ -1,11 +1,11 @@
 """
 What the serving benchmark runs beside the server, each in a process of its own.
 
-    python serving_child.py adapters MODEL FOLDER COUNT    writes adapters with weights of chance
-    python serving_child.py peft MODEL FOLDER COUNT        PEFT in a plain transformers loop
-    python serving_child.py gateway HOME COUNT             the gateway before a server
+    python serving_child.py peft MODEL FOLDER COUNT MORE    PEFT in a plain transformers loop
+    python serving_child.py gateway HOME COUNT              the gateway before a server
 
-The second reads one JSON line a round from standard input, and answers each with one. The third
+The first writes adapters with weights of chance, COUNT that it answers with and MORE that it does
+not; then it reads one JSON line a round from standard input, and answers each with one. The second
 reads where the server is, says where it is itself, and serves until its standard input ends.
 """
 
@@ -23,7 +23,7 @@ CHANGE = 0.02
 """The size of the weights in B: enough for every adapter to say something else."""
 
 
-def write_adapters(model: str, folder: str, count: str) -> None:
+def write_adapters(model: str, folder: Path, count: int) -> None:
     """Write `count` adapters of every linear layer, `0`, `1`, …."""
     import torch
 
@@ -33,7 +33,7 @@ def write_adapters(model: str, folder: str, count: str) -> None:
     adapted = attach_lora(
         base, rank=RANK, alpha=2 * RANK, targets="all-linear", base="bench", seed=0
     )
-    for number in range(int(count)):
+    for number in range(count):
         draw = torch.Generator().manual_seed(number)
         with torch.no_grad():
             for name, weight in adapted.named_parameters():
@@ -41,17 +41,17 @@ def write_adapters(model: str, folder: str, count: str) -> None:
                     weight.uniform_(-1, 1, generator=draw).div_(weight.shape[1] ** 0.5)
                 elif "lora_B" in name:
                     weight.normal_(0, CHANGE, generator=draw)
-        save_adapter(adapted, Path(folder) / str(number))
-    print(json.dumps({"adapters": int(count)}))
+        save_adapter(adapted, folder / str(number))
 
 
-def loop_with_peft(model: str, folder: str, count: str) -> None:
+def loop_with_peft(model: str, folder: str, count: str, more: str) -> None:
     """Answer one request after the other: `set_adapter`, then `generate`."""
     import torch
     from peft import PeftModel
 
     from flash.training.loading import load_base
 
+    write_adapters(model, Path(folder), int(count) + int(more))
     base, tokenizer = load_base(Path(model))
     adapted = PeftModel.from_pretrained(base, str(Path(folder) / "0"), adapter_name="0")
     for number in range(1, int(count)):
@@ -127,7 +127,7 @@ def serve(home: str, count: str) -> None:
     asyncio.run(run())
 
 
-CHILDREN = {"adapters": write_adapters, "peft": loop_with_peft, "gateway": serve}
+CHILDREN = {"peft": loop_with_peft, "gateway": serve}
 
 if __name__ == "__main__":
     CHILDREN[sys.argv[1]](*sys.argv[2:])
