@@ -97,7 +97,7 @@ def _message(given: str | None, *, as_json: bool) -> str | None:
     """Return the one message to send, or None for a conversation."""
     if given is None and not sys.stdin.isatty():
         try:
-            given = sys.stdin.read()
+            given = sys.stdin.read().removesuffix("\n")  # it ends the file, and not the message
         except UnicodeDecodeError as error:
             raise UsageError(f"standard input is not text: {error}") from error
     if given is not None and not given.strip():

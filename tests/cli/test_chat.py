@@ -221,7 +221,7 @@ def test_what_is_piped_in_is_the_message(say, server):
     say(BASE, stdin="two\nlines\n")
 
     [(_, _, body)] = server.requests
-    assert body["messages"] == [{"role": "user", "content": "two\nlines\n"}]
+    assert body["messages"] == [{"role": "user", "content": "two\nlines"}]
 
 
 def test_options_are_what_the_request_says(say, server):
