@@ -3,6 +3,7 @@
 import os
 import pty
 import select
+import signal
 import time
 
 import pytest
@@ -15,6 +16,8 @@ class Terminal:
         self.shown = ""
         pid, self.screen = pty.fork()
         if not pid:
+            # Whoever runs the tests in the background ignores it, and children would too.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.chdir(folder)
             environ = {**environ, "TERM": "xterm", "INPUTRC": "/dev/null"}
             os.execvpe(command[0], command, environ)
