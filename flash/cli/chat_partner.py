@@ -36,7 +36,7 @@ DEFAULT_BACKEND: Final = "transformers"
 _PASSING: Final = frozenset({"server_unavailable", "model_not_found"})
 """What a gateway says that was just started, and does not know its servers yet."""
 
-_TRIES: Final = 20
+_TRIES: Final = 120
 PAUSE_S: Final = 0.5
 
 

@@ -37,10 +37,15 @@ _WORDS: Final = re.compile(r'(error|hint)=("(?:[^"\\]|\\.)*")')
 
 @attrs.frozen
 class Daemon:
-    """One kind of process: its name, and the module that it runs."""
+    """
+    One kind of process: its name, and the module that it runs.
+
+    `address` is the file of the home in which it says where it answers, if it does.
+    """
 
     name: str
     module: str
+    address: str | None = None
 
     @property
     def command(self) -> tuple[str, ...]:
@@ -69,6 +74,9 @@ class Daemon:
             return None
         path = self.log_path(home)
         try:
+            if self.address is not None:
+                # Of one that was killed, which nobody must ask while the next one is starting.
+                (home.root / self.address).unlink(missing_ok=True)
             _rotate(path)
             log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
@@ -137,7 +145,7 @@ class Daemon:
 
 
 SUPERVISOR: Final = Daemon("supervisor", "flash.plane.supervisor")
-GATEWAY: Final = Daemon("gateway", "flash.gateway.process")
+GATEWAY: Final = Daemon("gateway", "flash.gateway.process", address="gateway.json")
 
 
 class Kept:

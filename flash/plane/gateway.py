@@ -41,7 +41,7 @@ class Gateway:
 
 def address_path(home: FlashHome) -> Path:
     """Return the file that says where the gateway answers."""
-    return home.root / "gateway.json"
+    return home.root / str(GATEWAY.address)
 
 
 def announce(home: FlashHome, url: str) -> None:
