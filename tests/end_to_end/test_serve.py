@@ -224,9 +224,13 @@ def test_after_kill_9_of_gateway_and_supervisor_everything_is_served_again(proje
 
 
 def process(project, name):
-    [found] = [
-        one for one in processes_of(project) if any(name in word for word in one.cmdline()[1:4])
-    ]
+    def is_it(one):
+        try:
+            return any(name in word for word in one.cmdline()[1:4])
+        except psutil.Error:  # it has just ended
+            return False
+
+    [found] = filter(is_it, processes_of(project))
     return found
 
 
