@@ -81,9 +81,9 @@ def _of_all(
 ) -> torch.Tensor:
     """Return the token at which the mass of a row exceeds `wanted_B1`."""
     edges_BK = block_sums_BK.cumsum(-1)
-    block_B1, before_B1 = _first_beyond(edges_BK, wanted_B1)
+    block_B1, before_B1 = first_beyond(edges_BK, wanted_B1)
     inside_BV = _blocks(mass_BV).gather(1, block_B1[..., None].expand(-1, -1, _BLOCK))[:, 0]
-    place_B1, _ = _first_beyond(inside_BV.double().cumsum(-1), wanted_B1 - before_B1)
+    place_B1, _ = first_beyond(inside_BV.double().cumsum(-1), wanted_B1 - before_B1)
     return block_B1 * _BLOCK + place_B1
 
 
@@ -98,11 +98,11 @@ def _of_the_likely(
             break
     ranked_BV = ranked_BV.double().masked_fill(total_BV - ranked_BV >= kept_B1, 0.0)
     total_BV = ranked_BV.cumsum(-1)
-    place_B1, _ = _first_beyond(total_BV, uniform_B1 * total_BV[:, -1:])
+    place_B1, _ = first_beyond(total_BV, uniform_B1 * total_BV[:, -1:])
     return tokens_BV.gather(-1, place_B1)
 
 
-def _first_beyond(
+def first_beyond(
     sums_BK: torch.Tensor, wanted_B1: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """

@@ -1,7 +1,6 @@
 """Deployments: each event in each state, whoever is late, and a page that says the same."""
 
 import itertools
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import get_args
 
 import attrs
 import pytest
+from state_page import read_cell, table_with
 
 from flash.errors import UsageError
 from flash.plane import database as tables
@@ -213,23 +213,10 @@ def test_processes_that_deploy_undeploy_and_serve_at_once_leave_one_history(tmp_
     assert deployments.moved(found, "undeployed" if found.wanted == "gone" else "ready")
 
 
-def table_with(header):
-    """Return the cells of the page's table whose header is this, a list a row."""
-    _, _, rest = PAGE.partition(f"| {header} |\n")
-    rows = rest.partition("\n\n")[0].splitlines()[1:]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-
-
-def read_cell(state, cell):
-    """Return the target and the actions that a cell of the page names."""
-    match = re.fullmatch(r"(?:→ (\w+))? ?(?:\((.*)\))?", "" if cell == "·" else cell)
-    return match[1] or state, tuple(match[2].split(", ")) if match[2] else ()
-
-
 def test_the_page_says_what_the_table_says():
     found = {
         (state, row[0].strip("`")): read_cell(state, cell)
-        for row in table_with(" | ".join(["", *STATES]).strip())
+        for row in table_with(PAGE, " | ".join(["", *STATES]).strip())
         for state, cell in zip(STATES, row[1:], strict=True)
     }
 
@@ -237,6 +224,8 @@ def test_the_page_says_what_the_table_says():
 
 
 def test_the_page_explains_every_state_event_and_action():
-    assert [row[0] for row in table_with("state | the adapter …")] == list(STATES)
-    assert [row[0].strip("`") for row in table_with("event | comes from")] == list(EVENTS)
-    assert {row[0] for row in table_with("action | in the same transaction")} == {*get_args(Action)}
+    assert [row[0] for row in table_with(PAGE, "state | the adapter …")] == list(STATES)
+    assert [row[0].strip("`") for row in table_with(PAGE, "event | comes from")] == list(EVENTS)
+    assert {row[0] for row in table_with(PAGE, "action | in the same transaction")} == {
+        *get_args(Action)
+    }

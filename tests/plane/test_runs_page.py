@@ -1,8 +1,9 @@
 """docs/explanation/runs.md says what the tables say."""
 
-import re
 from pathlib import Path
 from typing import get_args
+
+from state_page import read_cell, table_with
 
 from flash.plane.machine import (
     ATTEMPT_EVENTS,
@@ -18,23 +19,10 @@ from flash.values import Outcome
 PAGE = (Path(__file__).parents[2] / "docs" / "explanation" / "runs.md").read_text("utf-8")
 
 
-def table_with(header):
-    """Return the cells of the page's table whose header is this, a list a row."""
-    _, _, rest = PAGE.partition(f"| {header} |\n")
-    rows = rest.partition("\n\n")[0].splitlines()[1:]
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-
-
-def read_cell(state, cell):
-    """Return the target and the actions that a cell of the page names."""
-    match = re.fullmatch(r"(?:→ (\w+))? ?(?:\((.*)\))?", "" if cell == "·" else cell)
-    return match[1] or state, tuple(match[2].split(", ")) if match[2] else ()
-
-
 def test_the_page_has_every_pair_of_a_run_and_says_what_the_table_says():
     found = {
         (state, row[0].strip("`")): read_cell(state, cell)
-        for row in table_with(" | ".join(["", *RUN_STATES]).strip())
+        for row in table_with(PAGE, " | ".join(["", *RUN_STATES]).strip())
         for state, cell in zip(RUN_STATES, row[1:], strict=True)
     }
 
@@ -45,7 +33,7 @@ def test_the_page_has_every_pair_of_a_run_and_says_what_the_table_says():
 def test_the_page_has_every_pair_of_an_attempt_and_says_what_the_table_says():
     found = {
         (state, row[0].strip("`")): read_cell(state, cell)
-        for row in table_with(" | ".join(["", *ATTEMPT_STATES]).strip())
+        for row in table_with(PAGE, " | ".join(["", *ATTEMPT_STATES]).strip())
         for state, cell in zip(ATTEMPT_STATES, row[1:], strict=True)
     }
 
@@ -55,15 +43,17 @@ def test_the_page_has_every_pair_of_an_attempt_and_says_what_the_table_says():
 
 def test_the_page_explains_every_state_event_action_and_outcome():
     named = {
-        name.strip("` ") for row in table_with("event | comes from") for name in row[0].split(",")
+        name.strip("` ")
+        for row in table_with(PAGE, "event | comes from")
+        for name in row[0].split(",")
     }
 
-    assert [row[0] for row in table_with("state | the run …")] == list(RUN_STATES)
+    assert [row[0] for row in table_with(PAGE, "state | the run …")] == list(RUN_STATES)
     assert named == set(RUN_EVENTS)
-    assert {row[0] for row in table_with("action | in the same transaction")} == set(
+    assert {row[0] for row in table_with(PAGE, "action | in the same transaction")} == set(
         get_args(Action)
     )
-    assert [row[0] for row in table_with("outcome | what happened | tried again")] == [
+    assert [row[0] for row in table_with(PAGE, "outcome | what happened | tried again")] == [
         "finished",
         "user_error",
         "preempted",
@@ -74,4 +64,4 @@ def test_the_page_explains_every_state_event_action_and_outcome():
         "over_budget",
         "cancelled",
     ]
-    assert len(get_args(Outcome)) == len(table_with("outcome | what happened | tried again"))
+    assert len(get_args(Outcome)) == len(table_with(PAGE, "outcome | what happened | tried again"))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from flash.errors import FlashError
+from flash.training.drawing import first_beyond
 from flash_serving_transformers.requests import Token
 
 if TYPE_CHECKING:
@@ -162,9 +163,9 @@ def _of_all(mass_BV: torch.Tensor, uniform_B1: torch.Tensor) -> torch.Tensor:
     blocks_BKV = torch.nn.functional.pad(mass_BV, (0, -words % _BLOCK)).view(rows, -1, _BLOCK)
     edges_BK = blocks_BKV.sum(-1).double().cumsum(-1)
     wanted_B1 = uniform_B1 * edges_BK[:, -1:]
-    block_B1, before_B1 = _first_beyond(edges_BK, wanted_B1)
+    block_B1, before_B1 = first_beyond(edges_BK, wanted_B1)
     inside_BV = blocks_BKV.gather(1, block_B1[..., None].expand(-1, -1, _BLOCK))[:, 0]
-    place_B1, _ = _first_beyond(inside_BV.double().cumsum(-1), wanted_B1 - before_B1)
+    place_B1, _ = first_beyond(inside_BV.double().cumsum(-1), wanted_B1 - before_B1)
     return block_B1 * _BLOCK + place_B1
 
 
@@ -195,23 +196,8 @@ def _of_the_likely(
     out_BV = (running_BV - ranked_BV >= kept_B1) | (ranked_BV < min_p_B1 * ranked_BV[:, :1])
     out_BV[:, 0] = False
     running_BV = ranked_BV.masked_fill(out_BV, 0.0).cumsum(-1)
-    place_B1, _ = _first_beyond(running_BV, uniform_B1 * running_BV[:, -1:])
+    place_B1, _ = first_beyond(running_BV, uniform_B1 * running_BV[:, -1:])
     return tokens_BV.gather(-1, place_B1)
-
-
-def _first_beyond(
-    sums_BK: torch.Tensor, wanted_B1: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Return the first place whose running sum is above `wanted_B1`, and the sum before it.
-
-    That place has mass of its own: rounding must not push a draw to where there is none.
-    """
-    last_B1 = sums_BK[:, -1:]
-    below_B1 = torch.minimum(wanted_B1, torch.nextafter(last_B1, torch.zeros_like(last_B1)))
-    place_B1 = torch.searchsorted(sums_BK, below_B1.clamp(min=0), right=True)
-    before_B1 = torch.where(place_B1 > 0, sums_BK.gather(-1, (place_B1 - 1).clamp(min=0)), 0.0)
-    return place_B1, before_B1
 
 
 def _not_finite() -> FlashError:
