@@ -11,9 +11,10 @@ request each under way, greedy answers, prompts that differ. In alternating roun
     gateway   mixed, but by way of the gateway
     peft      one after the other in a plain transformers loop, with PEFT's `set_adapter` for each
 
-Then single requests go in turn to the server and through the gateway, and new adapters are loaded
-on the live server while other requests are under way, none of which may fail. Every answer that
-PEFT gave in the first round is held against the server's of the same request.
+A ratio is the median of the rounds' own ratios: what a machine is worth drifts from minute to
+minute. Then single requests go in turn to the server and through the gateway, and new adapters are
+loaded on the live server while other requests are under way, none of which may fail. Every answer
+that PEFT gave in the first round is held against the server's of the same request.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ TARGETS = {
     "mixed_of_one": "at least 0.7",
     "gateway_throughput": "at least 0.95",
     "gateway_added_p50_ms": "at most 5",
-    "new_adapter_p95_s": "at most 2",
+    "new_adapter_first_token_p95_s": "at most 2",
 }
 
 
@@ -68,9 +69,9 @@ class Work:
 
     adapters: int = 16
     clients: int = 16
-    requests_each: int = 4
+    requests_each: int = 2
     tokens: int = 32
-    rounds: int = 3
+    rounds: int = 8
     singles: int = 60
     news: int = 20
     new_tokens: int = 8
@@ -252,9 +253,9 @@ def measure_throughput(
     equal = compared = 0
     for number in range(work.rounds):
         # In another order each time: what comes first after PEFT's loop finds other caches.
-        order = list(ways.items())
-        for name, way in order[number % 3 :] + order[: number % 3]:
-            speeds[name].append(way())
+        order = list(itertools.permutations(ways))[number % 6]
+        for name in order:
+            speeds[name].append(ways[name]())
         plain = [requests.one(adapter) for adapter in range(work.adapters)]
         asked = [
             {"adapter": one.adapter, "messages": one.messages, "max_tokens": one.tokens}
@@ -271,7 +272,16 @@ def measure_throughput(
             f"  round {number + 1}: { {name: round(s[-1], 1) for name, s in speeds.items()} }",
             flush=True,
         )
+    ratios = {
+        "times_peft": ("mixed", "peft"),
+        "mixed_of_one": ("mixed", "one"),
+        "gateway_throughput": ("gateway", "mixed"),
+    }
     return {
+        "ratios_of_rounds": {
+            name: middle([one / other for one, other in zip(speeds[a], speeds[b], strict=True)], 3)
+            for name, (a, b) in ratios.items()
+        },
         "tokens_per_s": {name: middle(each, 1) for name, each in speeds.items()},
         "answers_equal_to_pefts": f"{equal} of {compared}",
     }
@@ -298,22 +308,24 @@ def measure_new_adapters(
     work: Work, requests: Requests, backend: Any, address: Address, folder: Path
 ) -> dict[str, Any]:
     """Load adapters on the server while it answers others; return how long until each answered."""
-    over = threading.Event()
-    answered = itertools.count()
+    over, answered = threading.Event(), itertools.count()
 
     def client(adapter: int) -> None:
         while not over.is_set():
             ask(address, requests.one(adapter))
             next(answered)
 
-    loads, answers = [], []
+    loads, firsts, answers = [], [], []
     with ThreadPoolExecutor(work.clients) as pool:
         busy = [pool.submit(client, number % work.adapters) for number in range(work.clients - 1)]
+        # The first of all, and not counted: it begins in one burst with the others.
+        ask(address, requests.one(0))
         for number in range(work.adapters, work.adapters + work.news):
             began = time.perf_counter()
             backend.load(adapter(f"new-{number}", folder / str(number)))
             loads.append(time.perf_counter() - began)
-            ask(address, requests.one(f"new-{number}", work.new_tokens))
+            answer = ask(address, requests.one(f"new-{number}", work.new_tokens))
+            firsts.append(loads[-1] + answer.first_s)
             answers.append(time.perf_counter() - began)
         over.set()
         for one in busy:
@@ -325,6 +337,8 @@ def measure_new_adapters(
         "dropped": 0,
         "answer_tokens": work.new_tokens,
         "loaded_p50_s": round(statistics.median(loads), 3),
+        "first_token_p50_s": round(statistics.median(firsts), 3),
+        "first_token_p95_s": round(quantile(firsts, 0.95), 3),
         "answered_p50_s": round(statistics.median(answers), 3),
         "answered_p95_s": round(quantile(answers, 0.95), 3),
     }
@@ -343,14 +357,11 @@ def measure(work: Work, folder: Path, model: str) -> dict[str, Any]:
         speeds = measure_throughput(work, requests, peft, direct, gateway)
         latency = measure_latency(work, requests, direct, gateway)
         new = measure_new_adapters(work, requests, backend, direct, adapters)
-    medians = {name: each["median"] for name, each in speeds["tokens_per_s"].items()}
     return {
-        "ratios": {
-            "times_peft": round(medians["mixed"] / medians["peft"], 2),
-            "mixed_of_one": round(medians["mixed"] / medians["one"], 2),
-            "gateway_throughput": round(medians["gateway"] / medians["mixed"], 3),
+        "reached": {
+            **{name: each["median"] for name, each in speeds["ratios_of_rounds"].items()},
             "gateway_added_p50_ms": latency["added_p50_ms"],
-            "new_adapter_p95_s": new["answered_p95_s"],
+            "new_adapter_first_token_p95_s": new["first_token_p95_s"],
         },
         "wanted": TARGETS,
         **speeds,

@@ -6,6 +6,7 @@ import select
 import signal
 import time
 
+import psutil
 import pytest
 
 
@@ -43,6 +44,17 @@ class Terminal:
                 pytest.fail(f"ended, with no {text!r} in {self.shown!r}")
         before, _, self.shown = self.shown.partition(text)
         return before
+
+    def wait_asleep(self):
+        """
+        Wait until it waits, as it does for a key behind a prompt.
+
+        Python's `input` heeds a signal that comes between its prompt and that wait only with the
+        next key. A person is not so fast.
+        """
+        process = psutil.Process(self.pid)
+        while process.status() == psutil.STATUS_RUNNING:
+            time.sleep(0.001)
 
     def ended(self):
         """Return the exit code, once it has ended."""

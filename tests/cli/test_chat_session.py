@@ -183,6 +183,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said_of_it(server, chat, ter
 def test_ctrl_c_and_ctrl_d_leave_at_the_prompt(server, place, key):
     terminal = Terminal([sys.executable, "-c", START, server.url], place)
     terminal.wait("> ")
+    terminal.wait_asleep()
     terminal.type(key)
     terminal.wait("LEFT")
 
