@@ -86,7 +86,7 @@ def find_target(app: App, text: str) -> Target:
         return Target(text=text, endpoint=endpoint)
     if text == LAST or _CHECKPOINT.fullmatch(text):
         return _run(Plane(app.home), text)
-    if read_prefix(text) is None:
+    if read_prefix(text) is None and not text.isalnum():
         return _no_run(app, text)
     try:
         return _run(Plane(app.home), text)
@@ -95,7 +95,8 @@ def find_target(app: App, text: str) -> Target:
             return _no_run(app, text)
         except ModelUnavailable as no_model:
             message = f"{no_run.message}, and {no_model.message}"
-            raise UsageError(message, hint=no_model.hint) from None
+            hint = f"`flash runs` lists the runs; {no_model.hint}"
+            raise UsageError(message, hint=hint) from None
 
 
 def _run(plane: Plane, text: str) -> Target:

@@ -21,6 +21,7 @@ from flash.plane.daemon import SUPERVISOR, Kept
 from flash.plane.database import Database
 from flash.plane.deployments import Deployments
 from flash.plane.ids import LAST, is_run_id, read_prefix
+from flash.plane.machine import FINAL
 from flash.plane.outbox import Outbox
 from flash.plane.records import Records
 from flash.plane.secrets import RunSecrets
@@ -211,8 +212,19 @@ class Plane:
             message = f"the run {run.id} has no complete checkpoint of step {step}"
         if found is not None:
             return run, found
-        steps = ", ".join(f"{run.id}/step-{checkpoint.step}" for checkpoint in saved[-_MOST_NAMED:])
-        raise UsageError(message, hint=f"it has {steps}" if steps else "it has no checkpoint")
+        raise UsageError(message, hint=self._instead(run, saved))
+
+    def _instead(self, run: Run, saved: Sequence[Checkpoint]) -> str:
+        """Say what a run has, or how it comes to have something."""
+        if saved:
+            return "it has " + ", ".join(
+                f"{run.id}/step-{one.step}" for one in saved[-_MOST_NAMED:]
+            )
+        if self.final(run.id):
+            return f"it has the final adapter alone, {run.id}"
+        if run.state in FINAL:
+            return f"it has no checkpoint; `flash resume {run.id}` starts it again"
+        return f"it has no checkpoint yet; `flash status {run.id} --follow` watches it"
 
     def deployed(self, run: str) -> list[Deployment]:
         """Return the deployments of the run that were not undeployed."""

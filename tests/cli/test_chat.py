@@ -370,6 +370,7 @@ def test_a_server_that_cannot_start_ends_with_its_words(say, backend):
         ((BASE, "-m", " "), "", "the message is empty"),
         ((BASE,), "\n", "the message is empty"),
         (("no-such", "-m", "hi"), "", 'unknown model "no-such"'),
+        (("nosuch", "-m", "hi"), "", 'there is no run "nosuch", and unknown model "nosuch"'),
         (("zzzz/step-3", "-m", "hi"), "", "zzzz"),
         (("https://api.example.org/v1#m", "-m", "hi"), "", "flash chat talks to what is here"),
         ((BASE, "-m", "hi", "--backend", "nothing"), "", "nothing"),

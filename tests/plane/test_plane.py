@@ -111,6 +111,23 @@ def test_an_adapter_that_is_not_there_names_those_that_are(three):
     assert f"{runs[2]}/step-2" in of_step.value.hint
 
 
+def test_a_run_that_has_saved_nothing_says_how_it_comes_to_have_something(three):
+    plane, runs = three
+
+    with pytest.raises(UsageError) as queued:
+        plane.adapter("last/best")
+    plane.cancel(runs[2])
+    with pytest.raises(UsageError) as cancelled:
+        plane.adapter("last/step-3")
+    CheckpointStore(plane.store(runs[2])).save_final(lambda folder: (folder / "weights").touch())
+    with pytest.raises(UsageError) as trained:
+        plane.adapter("last/step-3")
+
+    assert f"no checkpoint yet; `flash status {runs[2]} --follow`" in queued.value.hint
+    assert f"no checkpoint; `flash resume {runs[2]}`" in cancelled.value.hint
+    assert trained.value.hint == f"it has the final adapter alone, {runs[2]}"
+
+
 @pytest.mark.parametrize("reference", ["last", "last/step-2"])
 def test_an_adapter_with_a_damaged_file_is_refused_and_the_file_named(three, reference):
     """Of the size it had, so that only its bytes tell."""
