@@ -285,6 +285,10 @@ class Bench:
         """Say whether the gateway has a request under way."""
         return bool(self.app[GATEWAY]._under_way)
 
+    def told(self):
+        """Return how many tokens the server has told of each request under way."""
+        return [each.tokens.completion for each in self.app[GATEWAY]._under_way.values()]
+
     def renew(self):
         """Forget what was, for the next test."""
         until(lambda: not self.routes.under_way("tiny"))

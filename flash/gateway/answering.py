@@ -107,25 +107,25 @@ class Answering:
         self, content: bytes, servers: Servers, response: web.StreamResponse
     ) -> web.StreamResponse:
         async with servers.asked(self._route, self._kind, content, self._exchange.id) as answer:
-            if not self._asked.stream:
-                return await self._whole(answer)
-            await response.prepare(self._request)
-            await self._pass_on(answer, response)
+            if self._asked.stream:
+                await response.prepare(self._request)
+            if self._asked.streamed:
+                await self._pass_on(answer, response)
+                rest = self._relay.rest()
+            else:
+                rest, self._exchange.tokens = whole(await answer.whole(), self._asked)
+                self._exchange.first = time.monotonic()
         await self._write("ok")
-        await self._send(response, self._relay.rest())
+        if not self._asked.stream:
+            return web.Response(
+                body=rest, content_type="application/json", headers=self._exchange.headers
+            )
+        await self._send(response, rest)
         await response.write_eof()
         return response
 
-    async def _whole(self, answer: Answer) -> web.Response:
-        body, self._exchange.tokens = whole(await answer.whole(), self._asked)
-        self._exchange.first = time.monotonic()
-        await self._write("ok")
-        return web.Response(
-            body=body, content_type="application/json", headers=self._exchange.headers
-        )
-
     async def _pass_on(self, answer: Answer, response: web.StreamResponse) -> None:
-        """Send the client what comes, but for the end; raises `ApiError`."""
+        """Take what comes, and send what of it is due, but for the end; raises `ApiError`."""
         relay = self._relay
         async for data in answer.pieces():
             out = relay.feed(data)

@@ -146,6 +146,17 @@ def of_server(status: int, said: bytes) -> ApiError:
     return broken(f"the model's server failed: {message}")
 
 
+def of_stream(event: bytes) -> ApiError:
+    """
+    Return for a client the error that a server said in the middle of its stream.
+
+    Its status is a number in the error, `status` or `code`, where the server says it.
+    """
+    error = _error_in(event)
+    said = next((error[name] for name in ("status", "code") if type(error.get(name)) is int), None)
+    return of_server(said or http.HTTPStatus.INTERNAL_SERVER_ERROR, event)
+
+
 _THE_CLIENTS: Final = frozenset({400, 404, 413, 422})
 _PASSING: Final = frozenset({429, 503})
 _OUR_KEY: Final = frozenset({401, 403})

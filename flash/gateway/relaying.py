@@ -1,6 +1,8 @@
 """
 One answer on its way from a server to a client, as bytes in and bytes out.
 
+A server answers with a stream wherever it can; a client that wants the answer whole gets what that
+adds up to.
 What a server says passes through as it is, but for three things. A thinking trace is told apart
 from the answer. The counts of tokens that come with every chunk are taken out; the client gets
 what it asked for. And what ends a stream is held back, until the row of its usage is written.
@@ -13,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
-from flash.gateway.errors import ApiError, broken, of_server
+from flash.gateway.errors import broken, of_stream
+from flash.gateway.gathering import Gathered
 from flash.gateway.reasoning import Splitter, split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from flash.gateway.errors import ApiError
     from flash.gateway.requests import Asked
 
 _LONGEST_LINE: Final = 16 << 20
@@ -44,6 +48,15 @@ class Tokens:
             int(usage.get("completion_tokens") or 0),
         )
 
+    def usage(self) -> dict[str, Any]:
+        """Return this as an answer says it."""
+        return {
+            "prompt_tokens": self.prompt,
+            "completion_tokens": self.completion,
+            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        }
+
 
 def whole(body: bytes, asked: Asked) -> tuple[bytes, Tokens]:
     """Return an answer that came at once, as the client gets it; raises `ApiError`."""
@@ -68,7 +81,7 @@ def whole(body: bytes, asked: Asked) -> tuple[bytes, Tokens]:
 
 class Relay:
     """
-    A stream: takes what the server sends, and returns what the client is sent.
+    Takes the stream of a server, and returns what the client is sent: a stream, or a whole answer.
 
     Attributes:
         begun: whether anything was generated.
@@ -86,6 +99,7 @@ class Relay:
         self._splitters: dict[int, Splitter] = {}
         self._ended: set[int] = set()
         self._held: list[bytes] = []
+        self._gathered = None if asked.stream else Gathered()
         self._used: dict[int, Tokens] = {}
         self._total: Tokens | None = None
 
@@ -122,7 +136,9 @@ class Relay:
             self._fail(broken("the model's server broke off in the middle of its answer"))
 
     def rest(self) -> bytes:
-        """Return what was held back; the stream ends with it."""
+        """Return what was held back, with which a stream ends; or the answer that came whole."""
+        if self._gathered is not None:
+            return _encoded(self._gathered.answer(self.tokens.usage())).encode()
         return b"".join(self._held) + b"data: [DONE]\n\n"
 
     @property
@@ -139,7 +155,7 @@ class Relay:
         try:
             chunk = json.loads(event)
             if "error" in chunk:
-                self._fail(of_server(500, event))
+                self._fail(of_stream(event))
                 return
             self._chunk(chunk, out)
         except _UNREADABLE:
@@ -159,6 +175,9 @@ class Relay:
             chunk["choices"] = [choice for choice in chunk["choices"] if self._split(choice)]
             if not chunk["choices"]:
                 return
+        if self._gathered is not None:
+            self._gathered.add(chunk)
+            return
         if self._asked.tells_usage:
             chunk["usage"] = None
         # With the last of its answers ended, the client may think that it has seen everything.

@@ -39,7 +39,8 @@ class Asked:
 
     Attributes:
         body: what the server is asked.
-        stream: whether the answer comes as it is made.
+        stream: whether the client wants the answer as it is made.
+        streamed: whether the server is asked for a stream.
         tells_usage: whether the client wants the stream to end with what was used.
         choices: how many answers there will be.
         prompts: to so many prompts, the same number to each.
@@ -50,6 +51,7 @@ class Asked:
 
     body: Mapping[str, Any]
     stream: bool
+    streamed: bool
     tells_usage: bool
     choices: int
     prompts: int
@@ -87,14 +89,17 @@ def accept(kind: Kind, body: Mapping[str, Any], route: Route, limits: Limits) ->
     if thinking is not None and kind == "chat/completions":
         forwarded["chat_template_kwargs"] = {"enable_thinking": thinking}
     stream = said.get("stream", False)
-    if stream:
+    # vLLM's streams lose arguments of calls that its whole answers have.
+    streamed = stream or "tools" not in said
+    if streamed:
+        # Tokens are counted as they come, so that an answer that is left is counted too.
         forwarded["stream"] = True
-        # Tokens are counted as they come, so that a stream that is left is counted too.
         forwarded["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     prompts = _prompts(said.get("prompt"))
     return Asked(
         body=forwarded,
         stream=stream,
+        streamed=streamed,
         tells_usage=said.get("stream_options", {}).get("include_usage", False),
         choices=_bound_choices(said.get("n", 1), prompts, limits),
         prompts=prompts,

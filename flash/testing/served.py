@@ -212,10 +212,14 @@ class Client:
     def stream(
         self, model: str, text: str = "Hello", **fields: Any
     ) -> Generator[dict[str, Any], None, None]:
+        """Yield the chunks of a streamed answer to one user message; closing it hangs up."""
+        yield from self.chunks("/v1/chat/completions", self.body(model, text, fields))
+
+    def chunks(self, path: str, body: Mapping[str, Any]) -> Generator[dict[str, Any], None, None]:
         """Yield the chunks of a streamed answer; closing it hangs up."""
         options = {"include_usage": True, "continuous_usage_stats": True}
-        asked = self.body(model, text, {"stream": True, "stream_options": options, **fields})
-        connection, answer = self._ask("POST", "/v1/chat/completions", asked, None)
+        asked = {**body, "stream": True, "stream_options": options}
+        connection, answer = self._ask("POST", path, asked, None)
         try:
             assert answer.status == http.HTTPStatus.OK, answer.read()  # noqa: S101 - same
             for line in answer:

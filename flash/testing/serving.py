@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import pytest
 
 from flash.errors import FlashError, UsageError
+from flash.gateway.gathering import Gathered
 from flash.testing.served import BASE, CONTEXT, EXTRA, ONE, TWO, Bench, processes_in
 from flash.values import ServedAdapter
 
@@ -184,6 +185,36 @@ class ServingConformance:
         assert ({used["prompt_tokens"]}, used["completion_tokens"]) == (prompts, counts[-1])
         ends = [choice["finish_reason"] for chunk in chunks for choice in chunk["choices"]]
         assert [whole.choices[0]["finish_reason"]] == [end for end in ends if end is not None]
+
+    @pytest.mark.parametrize(
+        "asked",
+        [
+            {"logprobs": True, "top_logprobs": 2},
+            {"n": 2, "temperature": 1.0, "seed": 7},
+            {"prompt": ["The sea", "A hill"]},
+            {"prompt": "The sea", "echo": True, "logprobs": 0},
+        ],
+        ids="-".join,
+    )
+    def test_a_stream_adds_up_to_the_whole_answer(
+        self, bench: Bench, asked: dict[str, Any]
+    ) -> None:
+        self._needs(bench, *asked.keys() - {"prompt"})
+        if "prompt" in asked:
+            path, body = "/v1/completions", {"model": ONE, "max_tokens": 12, "temperature": 0}
+        else:
+            path, body = "/v1/chat/completions", bench.client.body(ONE, "Hello", {})
+            body["max_tokens"] = 24
+        whole = bench.client.send("POST", path, body | asked).body
+        gathered, used = Gathered(), {}
+        for chunk in bench.client.chunks(path, body | asked):
+            used = chunk["usage"]
+            gathered.add(chunk)
+        found = gathered.answer(used)
+        assert [_told(one) for one in whole["choices"]] == [_told(one) for one in found["choices"]]
+        assert whole["object"] == found["object"]
+        for count in ("prompt_tokens", "completion_tokens"):
+            assert whole["usage"][count] == used[count]
 
     def test_a_client_that_hangs_up_leaves_a_server_that_answers(self, bench: Bench) -> None:
         for seen in range(1, 4):
@@ -421,6 +452,17 @@ def _said(chunks: Any) -> str:
     """Return the text of the only choice of a stream."""
     return "".join(
         choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]
+    )
+
+
+def _told(choice: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what a choice says, but for figures that need not be the same to the last digit."""
+    message, logs = choice.get("message") or {}, choice["logprobs"] or {}
+    return (
+        choice["index"],
+        choice["finish_reason"],
+        choice["text"] if "text" in choice else message["content"],
+        [one["token"] for one in logs.get("content") or ()] + (logs.get("tokens") or []),
     )
 
 

@@ -37,29 +37,31 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.chat(asked)
 
     def chat(self, asked):
-        content = [{"token": "a", "logprob": one} for one in TRAINED]
-        self.answer(
-            {
-                "id": "chat-1",
-                "object": "chat.completion",
-                "created": 1,
-                "model": asked["model"],
-                "choices": [
-                    {
-                        "index": 0,
-                        "message": {"role": "assistant", "content": f"I am {asked['model']}"},
-                        "logprobs": {"content": content},
-                        "finish_reason": "stop",
-                    }
-                ],
-                "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
-            }
-        )
+        said = {"role": "assistant", "content": f"I am {asked['model']}"}
+        frame = {"id": "chat-1", "created": 1, "model": asked["model"]}
+        choice = {
+            "index": 0,
+            "logprobs": {"content": [{"token": "a", "logprob": one} for one in TRAINED]},
+            "finish_reason": "stop",
+        }
+        usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+        if not asked.get("stream"):
+            choices = [choice | {"message": said}]
+            kind = "chat.completion"
+            self.answer(frame | {"object": kind, "choices": choices, "usage": usage})
+            return
+        frame["object"] = "chat.completion.chunk"
+        chunks = [[choice | {"delta": said}], []]
+        events = [json.dumps(frame | {"choices": one, "usage": usage}) for one in chunks]
+        body = "".join(f"data: {one}\n\n" for one in (*events, "[DONE]")).encode()
+        self.send(body, "text/event-stream")
 
     def answer(self, content, status=200):
-        body = json.dumps(content).encode()
+        self.send(json.dumps(content).encode(), "application/json", status)
+
+    def send(self, body, kind, status=200):
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

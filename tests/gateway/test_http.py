@@ -194,11 +194,13 @@ def test_a_stream_that_breaks_ends_with_an_error_and_not_in_silence(bench, ends)
     assert (row.completion_tokens, row.status) == (3, "failed")
 
 
-@pytest.mark.parametrize("ends", ["broken", "nonsense"])
-def test_an_answer_that_breaks_is_502(bench, ends):
+@pytest.mark.parametrize("ends", ["broken", "error", "nonsense"])
+def test_an_answer_that_breaks_is_502_and_counted_up_to_there(bench, ends):
     bench.backend.answer = lambda _: Answer(ends=ends)
     status, error = bench.chat()
     assert (status, error["error"]["code"]) == (502, "server_failed")
+    (row,) = bench.rows.written
+    assert (row.completion_tokens, row.status) == (3, "failed")
 
 
 def test_a_trace_is_told_apart_in_whole_answers_and_in_streams(bench):
@@ -230,13 +232,11 @@ def test_a_key_has_room_for_so_many_requests_and_no_more(bench):
 def test_a_client_that_leaves_takes_the_servers_work_with_it(bench, stream):
     bench.backend.answer = lambda _: Answer(ends="silent")
     left = leave_open(bench, stream=stream)
-    until(lambda: bench.backend.requests)
-    if stream:
-        until(lambda: b"you" in left.recv(1 << 16, socket.MSG_PEEK))
+    until(lambda: bench.told() == [3])
     left.close()
     until(lambda: bench.backend.left == 1)
     (row,) = bench.rows_of(1)
-    assert (row.status, row.completion_tokens) == ("aborted", 3 if stream else 0)
+    assert (row.status, row.completion_tokens) == ("aborted", 3)
     assert bench.routes.under_way("tiny") == 0
 
 

@@ -19,6 +19,7 @@ def asked(**said):
     facts = {
         "body": {},
         "stream": True,
+        "streamed": True,
         "tells_usage": False,
         "choices": 1,
         "prompts": 1,
@@ -155,13 +156,104 @@ def test_a_server_that_closes_before_the_end_has_failed_and_after_it_has_not():
     assert (late.failure, late.tokens) == (None, Tokens(7, 3, 1))
 
 
+def gathered(chunks, **said):
+    """Return the answer that a client gets who did not ask for a stream, and what it used."""
+    relay = Relay(asked(stream=False, **said))
+    assert relay.feed(b"".join(chunks)) == b""
+    relay.end()
+    assert relay.failure is None
+    return json.loads(relay.rest()), relay.tokens
+
+
+def test_a_whole_answer_is_what_the_stream_adds_up_to():
+    answer, tokens = gathered([STREAM])
+    assert tokens == Tokens(7, 3, 4)
+    assert answer == {
+        **envelope("chat.completion", BODY, []),
+        "choices": [
+            {
+                "index": 0,
+                "message": {
+                    "role": "assistant",
+                    "reasoning_content": "a b",
+                    "content": "c",
+                    "refusal": None,
+                },
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": usage_of(7, 4),
+    }
+
+
+def test_whole_answers_are_each_put_together_by_itself():
+    chunks = [
+        piece("a", count=1),
+        piece("x", index=1, count=1),
+        piece("b", count=2),
+        piece(index=1, reason="length", count=1),
+        piece(reason="stop", count=2),
+    ]
+    answer, tokens = gathered(chunks, choices=2)
+    said = [(one["message"]["content"], one["finish_reason"]) for one in answer["choices"]]
+    assert said == [("ab", "stop"), ("x", "length")]
+    assert (tokens, answer["usage"]["total_tokens"]) == (Tokens(7, 3, 3), 10)
+
+
+def test_a_tool_call_is_put_together_from_its_pieces():
+    first = {"index": 0, "id": "a", "type": "function"}
+    chunks = [
+        piece(role="assistant", tool_calls=[first | {"function": {"name": "add"}}]),
+        piece(tool_calls=[{"index": 0, "function": {"arguments": '{"x"'}}]),
+        piece(tool_calls=[{"index": 0, "function": {"arguments": ": 1}", "name": None}}]),
+        piece(tool_calls=[{**first, "index": 1, "id": "b", "function": {"name": "sub"}}]),
+        piece(reason="tool_calls", count=9),
+    ]
+    (choice,) = gathered(chunks)[0]["choices"]
+    assert choice["message"]["content"] is None
+    assert choice["message"]["tool_calls"] == [
+        {"id": "a", "type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}},
+        {"id": "b", "type": "function", "function": {"name": "sub"}},
+    ]
+
+
+def test_whole_log_probabilities_are_those_of_all_pieces():
+    def text(piece, log_prob, reason=None):
+        columns = {"tokens": [piece], "token_logprobs": [log_prob], "top_logprobs": None}
+        choice = {"index": 0, "text": piece, "logprobs": columns, "finish_reason": reason}
+        return event(envelope("text_completion", BODY, [choice]) | {"usage": usage_of(7, 1)})
+
+    answer, _ = gathered([text("a", None), text("b", -0.5, "stop")], splits=False)
+    assert (answer["object"], answer["choices"][0]["text"]) == ("text_completion", "ab")
+    assert answer["choices"][0]["logprobs"] == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [None, -0.5],
+        "top_logprobs": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"message": "no memory", "status": 503, "code": "out_of_memory"}, 503),
+        ({"message": "too long", "code": 400}, 400),
+        ({"message": "defect", "code": "unknown"}, 502),
+    ],
+)
+def test_an_error_in_a_stream_has_the_status_that_the_server_says(error, status):
+    relay = Relay(asked(stream=False))
+    relay.feed(event({"error": error}))
+    assert relay.failure.status == status
+    assert error["message"] in relay.failure.message
+
+
 def body_of(text, **message):
     choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}}
     answer = envelope("chat.completion", BODY, [choice]) | {"usage": usage_of(7, 4)}
     return json.dumps(answer).encode()
 
 
-def test_a_whole_answer_is_split_and_counted():
+def test_an_answer_that_the_server_gave_whole_is_split_and_counted():
     said, tokens = whole(body_of("<think> a </think> b "), asked())
     message = json.loads(said)["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == ("a", "b")
@@ -170,7 +262,7 @@ def test_a_whole_answer_is_split_and_counted():
     assert json.loads(said)["choices"][0]["message"]["reasoning_content"] == "a"
 
 
-def test_a_whole_answer_without_a_trace_passes_as_it_is():
+def test_an_answer_that_the_server_gave_whole_without_a_trace_passes_as_it_is():
     for body in (body_of(" a "), body_of(None, tool_calls=[])):
         assert whole(body, asked())[0] is body
 

@@ -28,6 +28,10 @@ BASE = Route(
 )
 TRAINED = attrs.evolve(BASE, name="blue-1", adapter=True, thinking=True, stop=("END",))
 HI = [{"role": "user", "content": "Hi"}]
+STREAMED = {
+    "stream": True,
+    "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
 
@@ -256,14 +260,23 @@ def test_what_asks_for_nothing_needs_no_backend_that_honours_it():
         "store": False,
     }
     asked = chat(**nothing, n=1, max_tokens=9)
-    assert asked.body == {"model": "tiny", "messages": HI, "n": 1, "max_tokens": 9}
+    assert asked.body == {"model": "tiny", "messages": HI, "n": 1, "max_tokens": 9, **STREAMED}
 
 
-def test_a_stream_is_counted_as_it_comes_whatever_the_client_wants_told():
-    quiet, told = chat(stream=True), chat(stream=True, stream_options={"include_usage": True})
-    assert (quiet.tells_usage, told.tells_usage) == (False, True)
-    assert quiet.body["stream_options"] == told.body["stream_options"]
-    assert quiet.body["stream_options"]["continuous_usage_stats"] is True
+def test_every_answer_is_counted_as_it_comes_whatever_the_client_wants_told():
+    whole, quiet = chat(), chat(stream=True)
+    told = chat(stream=True, stream_options={"include_usage": True})
+    assert [one.stream for one in (whole, quiet, told)] == [False, True, True]
+    assert [one.tells_usage for one in (whole, quiet, told)] == [False, False, True]
+    for one in (whole, quiet, told):
+        assert one.streamed
+        assert {name: one.body[name] for name in STREAMED} == STREAMED
+
+
+def test_a_call_of_a_tool_is_asked_for_as_the_client_wants_it():
+    whole, stream = chat(tools=[TOOL]), chat(tools=[TOOL], stream=True)
+    assert [one.streamed for one in (whole, stream)] == [False, True]
+    assert ("stream" in whole.body, stream.body["stream"]) == (False, True)
 
 
 def test_an_adapter_thinks_as_it_was_trained():

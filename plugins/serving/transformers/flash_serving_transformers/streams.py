@@ -19,8 +19,8 @@ async def stream(
     """
     Send chunks as they come, and `[DONE]`.
 
-    Whatever fails before the first chunk is raised; what fails later is told in the stream, for
-    its status has been sent.
+    Whatever fails before the first chunk is raised; what fails later is told in the stream, with
+    its status, for the answer's own has been sent.
     """
     first = await anext(chunks, None)
     response = web.StreamResponse(
@@ -33,7 +33,8 @@ async def stream(
         async for chunk in chunks:
             await _send(response, chunk)
     except Refused as refused:
-        await _send(response, refused.body)
+        error = refused.body["error"] | {"status": refused.status}
+        await _send(response, {"error": error})
     await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
     return response

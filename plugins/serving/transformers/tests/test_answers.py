@@ -220,8 +220,9 @@ def test_what_fails_in_the_engine_fails_the_request_and_not_the_server(language,
         return failed, streamed, await post(client, ask())
 
     failed, streamed, after = run(language, engine, test)
-    assert failed == (status, streamed)
-    assert failed[1]["error"]["type"] == "server_error"
+    error = failed[1]["error"]
+    assert (failed[0], streamed) == (status, {"error": error | {"status": status}})
+    assert error["type"] == "server_error"
     assert after[0] == 200
 
 
