@@ -276,6 +276,9 @@ class ServingPlugin:
     """
     A serving backend; `config` is the attrs class of `[serving.<name>]`.
 
+    `make(ctx, config)` starts nothing. It raises where the backend could not be started here at
+    all; `flash deploy` then leaves what is served as it is.
+
     `fields` are the fields of OpenAI's requests that its server honours, beyond `model`,
     `messages`, `prompt`, `max_tokens`, `max_completion_tokens`, `stream` and `stream_options`; a
     request with any other is refused before it gets there. `setup` is the import string of what

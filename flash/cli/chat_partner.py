@@ -159,7 +159,7 @@ def _served(app: App, target: Target, name: str) -> Iterator[Partner]:
 
     adapter, body = _adapter(target)
     log = app.home.folder("servers") / f"chat-{os.getpid()}.log"
-    backend = _backend(app, target, name)
+    backend = make_backend(app, name, target.serving.get(name, {}))
     base = _base(app, target, max_rank=adapter.rank if adapter else 1, log=log)
     try:
         note(f"loading {target.text}")
@@ -198,7 +198,8 @@ def _opens(backend: ServingBackend, address: Address, model: str) -> bool:
     return opens_trace(partial(ask, address), model, prompt) is not False
 
 
-def _backend(app: App, target: Target, name: str) -> ServingBackend:
+def make_backend(app: App, name: str, table: Mapping[str, Any]) -> ServingBackend:
+    """Return a backend of the settings in `table`, not started; raises where it cannot be."""
     from flash.context import plugin_context
     from flash.errors import SpecError
     from flash.plugins import boundary
@@ -206,7 +207,6 @@ def _backend(app: App, target: Target, name: str) -> ServingBackend:
     from flash.spec.strict import Reader
 
     record = app.host.get("serving", name)
-    table = target.serving.get(name, {})
     config, problems = Reader().read(record.config, table, ("serving", name))
     if problems:
         raise SpecError(problems)

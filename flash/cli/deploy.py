@@ -30,9 +30,6 @@ _SHOWN: Final = (
     "allow_drift",
 )
 _PATIENCE_S: Final = 10.0
-_PATIENCE: Final = (
-    "its server loads the model, which may take minutes; logs: servers/ of FLASH_HOME"
-)
 DRY_RUN_KEYS: Final = {key: JSON_KEYS[key] for key in _SHOWN}
 
 
@@ -73,6 +70,7 @@ def deploy(  # noqa: PLR0913 - one parameter an option
     when this terminal closes, until `flash undeploy`. The exit code is 0 once it is ready, and 1
     where it is not.
     """
+    from flash.cli.chat_partner import make_backend
     from flash.plane.plane import Plane
     from flash.plane.serving import Serving
 
@@ -84,8 +82,9 @@ def deploy(  # noqa: PLR0913 - one parameter an option
         "settings": settings,
         "allow_drift": allow_drift,
     }
+    wish = serving.wish(reference, app.host, **chosen)
+    make_backend(app, wish.backend, wish.settings)
     if dry_run:
-        wish = serving.wish(reference, app.host, **chosen)
         plane.saved(reference)
         _show_wish(wish, as_json=as_json)
         return
@@ -155,7 +154,7 @@ def _wait(serving: Serving, deployment: Deployment, key: Path, *, as_json: bool)
 def followed(serving: Serving, deployment: Deployment, *, silent: bool) -> Deployment | None:
     """Show the states of a deployment to its end and return it; None where Ctrl-C came first."""
     show: Callable[[Deployment], None] = (lambda _: None) if silent else _show_state()
-    patience = threading.Timer(_PATIENCE_S, note, [_PATIENCE])
+    patience = threading.Timer(_PATIENCE_S, note, [_patience(serving, deployment)])
     patience.daemon = True
     found = deployment
     try:
@@ -173,6 +172,12 @@ def followed(serving: Serving, deployment: Deployment, *, silent: bool) -> Deplo
     finally:
         patience.cancel()
     return found
+
+
+def _patience(serving: Serving, deployment: Deployment) -> str:
+    if deployment.wanted == "gone":
+        return "requests under way are answered first"
+    return f"its server loads the model, which may take minutes; its log is in {serving.logs}"
 
 
 def _show_state() -> Callable[[Deployment], None]:

@@ -27,6 +27,7 @@ from flash.plane.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from flash.home import FlashHome
     from flash.plane.deployments import Deployment
@@ -59,6 +60,11 @@ class Serving:
     def last_words(self) -> tuple[str, str]:
         """Return what the gateway's log says last, and what to do about it."""
         return GATEWAY.last_words(self._home)
+
+    @property
+    def logs(self) -> Path:
+        """The folder with the logs of servers."""
+        return self._home.root / "servers"
 
     def deployments(self) -> list[Deployment]:
         """Return every deployment that there ever was, by id."""

@@ -124,6 +124,21 @@ def test_deploy_of_what_is_deployed_says_so_at_once(flash, run, bench):
     assert bench.deployments.get(run) == before
 
 
+def test_a_backend_that_cannot_be_here_leaves_what_is_served_as_it_is(flash, run, bench):
+    """Here is no vLLM."""
+    flash("deploy", run)
+    before = bench.deployments.get(run)
+
+    code, _, error = flash("deploy", run, "--backend", "vllm")
+    planned, _, same = flash("deploy", run, "--backend", "vllm", "--dry-run")
+
+    assert (code, planned) == (2, 2)
+    assert "vLLM is neither installed here nor set up" in error
+    assert "hint: set it up with `flash plugins setup vllm`" in error
+    assert same == error
+    assert bench.deployments.get(run) == before
+
+
 def test_a_deployment_that_fails_says_why(flash, bench):
     run = bench.run(broken=True)
 

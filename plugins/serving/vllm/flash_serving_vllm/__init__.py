@@ -38,7 +38,9 @@ FIELDS: Final = (
 def _make(_: PluginContext, config: VllmConfig) -> ServingBackend:
     from flash_serving_vllm.backend import VllmBackend
 
-    return VllmBackend(config)
+    made = VllmBackend(config)
+    made.interpreter()  # who has none hears it before anything changes
+    return made
 
 
 @hookimpl

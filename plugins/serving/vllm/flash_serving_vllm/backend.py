@@ -44,15 +44,19 @@ class VllmBackend:
         self._in_use: dict[str, Path] = {}
         self._given_up: list[tuple[float, Path]] = []
 
-    def start(self, base: ServedBase) -> Address:
-        """Start the server, and return once the model is loaded and answers."""
-        if self._server is not None:
-            raise FlashError("the vLLM server runs already", hint="stop it first")
-        python = find_python(
+    def interpreter(self) -> str:
+        """Return the Python that has vLLM; raises `SpecError` where there is none."""
+        return find_python(
             self._config.python,
             setting="serving.vllm.python",
             command="flash plugins setup vllm",
         )
+
+    def start(self, base: ServedBase) -> Address:
+        """Start the server, and return once the model is loaded and answers."""
+        if self._server is not None:
+            raise FlashError("the vLLM server runs already", hint="stop it first")
+        python = self.interpreter()
         options = self._options(base, cuda=_has_cuda(python))
         try:
             self._server = VllmServer(python, options, base.log)
