@@ -8,6 +8,7 @@ is wrong raises `Refused` with the field's name.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -156,6 +157,35 @@ def read_completion(body: Any) -> CompletionAsked:
     return asked
 
 
+def read_tokens(body: Any) -> tuple[str, list[Any], list[Mapping[str, Any]], bool]:
+    """Read what is asked of `/flash/tokens`: model, messages, tools and thinking."""
+    fields = _Fields(body, frozenset({"model", "messages", "tools", "thinking"}))
+    thinking = fields.flag("thinking", default=False)
+    return fields.needed("model"), _messages(fields), _tools(fields), thinking
+
+
+def read_scored(body: Any) -> tuple[str, list[int], list[int]]:
+    """Read what is asked of `/flash/log_probs`: model, and the tokens of prompt and completion."""
+    fields = _Fields(body, frozenset({"model", "prompt", "completion"}))
+    prompt, completion = fields.get("prompt"), fields.get("completion")
+    if not (_are_tokens(prompt) and prompt):
+        raise Refused("prompt must be a list of token ids that is not empty", param="prompt")
+    if not _are_tokens(completion):
+        raise Refused("completion must be a list of token ids", param="completion")
+    return fields.needed("model"), prompt, completion
+
+
+def read_adapter(body: Any) -> tuple[str, Path]:
+    """Read which adapter is to be loaded: its name and its folder."""
+    fields = _Fields(body, frozenset({"name", "folder"}))
+    return fields.needed("name"), Path(fields.needed("folder"))
+
+
+def read_name(body: Any) -> str:
+    """Read which adapter is to be unloaded."""
+    return _Fields(body, frozenset({"name"})).needed("name")
+
+
 class _Fields:
     """The fields of a body; null is as good as absent."""
 
@@ -180,6 +210,12 @@ class _Fields:
         value = self._found.get(name)
         if value is not None and not isinstance(value, str):
             raise Refused(f"{name} must be a string", param=name)
+        return value
+
+    def needed(self, name: str) -> str:
+        value = self.text(name)
+        if not value:
+            raise Refused(f"{name} is missing", param=name)
         return value
 
     def whole(
@@ -209,9 +245,7 @@ def _number(name: str, value: Any, *, least: float, most: float) -> float:
 
 
 def _common(fields: _Fields, max_tokens: int | None, top: int | None) -> Asked:
-    model = fields.text("model")
-    if not model:
-        raise Refused("model is missing", param="model")
+    model = fields.needed("model")
     fields.text("user")
     top_p = fields.number("top_p", 1.0, least=0, most=1)
     top_k = fields.whole("top_k", 0, least=-1) or 0

@@ -23,6 +23,7 @@ import attrs
 from aiohttp import web
 
 from flash.api import FlashError, TrainingDataError, UsageError
+from flash_serving_transformers.asked import read_adapter, read_name, read_scored, read_tokens
 from flash_serving_transformers.backend import ADAPTERS, KEY_VARIABLE, LOG_PROBS, STATS, TOKENS
 from flash_serving_transformers.chat import chat
 from flash_serving_transformers.completions import complete
@@ -144,35 +145,31 @@ class _Routes:
         return await complete(request, await _body(request), self._service)
 
     async def add_adapter(self, request: web.Request) -> web.Response:
-        asked = await _body(request)
+        name, folder = read_adapter(await _body(request))
         try:
-            await asyncio.to_thread(self._service.add_adapter, asked["name"], Path(asked["folder"]))
+            await asyncio.to_thread(self._service.add_adapter, name, folder)
         except UsageError as error:
             return web.json_response({"refused": error.message, "hint": error.hint})
         return web.json_response({})
 
     async def remove_adapter(self, request: web.Request) -> web.Response:
-        self._service.remove_adapter((await _body(request))["name"])
+        self._service.remove_adapter(read_name(await _body(request)))
         return web.json_response({})
 
     async def tokens(self, request: web.Request) -> web.Response:
-        asked = await _body(request)
-        self._service.adapter(asked["model"])
+        model, messages, tools, thinking = read_tokens(await _body(request))
+        self._service.adapter(model)
         try:
             prompt = await asyncio.to_thread(
-                self._service.language.prompt,
-                asked["messages"],
-                asked["tools"],
-                thinking=asked["thinking"],
+                self._service.language.prompt, messages, tools or None, thinking=thinking
             )
         except TrainingDataError as error:
             return web.json_response({"refused": error.message, "hint": error.hint})
         return web.json_response({"tokens": prompt.tokens})
 
     async def log_probs(self, request: web.Request) -> web.Response:
-        asked = await _body(request)
-        prompt, completion = asked["prompt"], asked["completion"]
-        adapter = self._service.adapter(asked["model"])
+        model, prompt, completion = read_scored(await _body(request))
+        adapter = self._service.adapter(model)
         self._service.room(prompt, len(completion))
         self._service.room(completion, None)
         found = await asyncio.to_thread(self._service.engine.log_probs, adapter, prompt, completion)

@@ -8,6 +8,7 @@ import types
 import pytest
 import torch
 from aiohttp.test_utils import TestClient, TestServer
+from flash_serving_transformers.backend import ADAPTERS, LOG_PROBS, TOKENS
 from flash_serving_transformers.language import Language
 from flash_serving_transformers.requests import Handle, Stats, Token
 from flash_serving_transformers.server import make_app
@@ -275,3 +276,38 @@ def test_a_prompt_is_read_back_with_its_log_probs(language):
         [None, -0.5],
     )
     assert found["usage"]["total_tokens"] == 2
+
+
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", TOKENS, []),
+        ("POST", TOKENS, {"messages": MESSAGES}),
+        ("POST", TOKENS, {"model": "m"}),
+        ("POST", TOKENS, {"model": "m", "messages": [1]}),
+        ("POST", TOKENS, {"model": "m", "messages": MESSAGES, "tools": 1}),
+        ("POST", TOKENS, {"model": "m", "messages": MESSAGES, "thinking": "yes"}),
+        ("POST", TOKENS, {"model": ["m"], "messages": MESSAGES}),
+        ("POST", LOG_PROBS, None),
+        ("POST", LOG_PROBS, {"model": "m", "prompt": [], "completion": [1]}),
+        ("POST", LOG_PROBS, {"model": "m", "prompt": "ab", "completion": [1]}),
+        ("POST", LOG_PROBS, {"model": "m", "prompt": [1], "completion": [1.5]}),
+        ("POST", LOG_PROBS, {"model": "m", "prompt": [1], "completion": [10**9]}),
+        ("POST", LOG_PROBS, {"prompt": [1], "completion": [1]}),
+        ("POST", ADAPTERS, {"name": "one"}),
+        ("POST", ADAPTERS, {"name": {}, "folder": "/tmp"}),
+        ("POST", ADAPTERS, {"name": "one", "folder": "/tmp", "more": 1}),
+        ("DELETE", ADAPTERS, {}),
+        ("DELETE", ADAPTERS, "one"),
+    ],
+)
+def test_what_is_malformed_is_refused_on_every_route_of_the_server(language, method, path, body):
+    async def test(client):
+        async with client.request(method, path, json=body, headers=KEY) as answer:
+            return answer.status, await answer.json()
+
+    status, found = run(language, Engine(), test)
+    assert (status, found["error"]["type"]) == (400, "invalid_request_error")
