@@ -62,6 +62,19 @@ class Routes:
             self._routes[route.name] = route
             self._away.pop(route.name, None)
 
+    def offer(self, route: Route) -> None:
+        """Answer for this name by this route, if nothing answers for it."""
+        with self._lock:
+            if self._routes.setdefault(route.name, route) is route:
+                self._away.pop(route.name, None)
+
+    def close(self, name: str, address: Address) -> None:
+        """Take no more requests for the name if they go to this address."""
+        with self._lock:
+            route = self._routes.get(name)
+            if route is not None and route.address == address:
+                del self._routes[name]
+
     def hold(self, name: str, why: str) -> None:
         """Take no requests for the name for now; `why` is a sentence for those who ask."""
         with self._lock:

@@ -146,9 +146,8 @@ class Server:
 
     def _close(self, name: str) -> None:
         """Take our route away; another server may answer for the name by now."""
-        route = self._routes.find(name)
-        if self._live is not None and route is not None and route.address == self._live.address:
-            self._routes.remove(name)
+        if self._live is not None:
+            self._routes.close(name, self._live.address)
 
     def _is_drained(self, name: str) -> bool:
         """Say whether nothing is under way for a name without a route, or it takes too long."""
@@ -270,11 +269,21 @@ class Server:
         except FlashError as error:
             self._not_served(row, error, gate.report, wanted)
             return True
-        report = gate.report.to_json()
-        if self._parts.deployments.moved(row, "ready", report=report):
-            self._routes.set(live.route(row))
-            self._log.info("ready", deployment=row.id, **report["seconds"])
+        self._open(live, row, gate.report)
         return True
+
+    def _open(self, live: Live, row: Deployment, report: Report) -> None:
+        """Open its route, and then say that it is ready: who reads that is answered at once."""
+        route, said, ready = live.route(row), report.to_json(), False
+        self._routes.offer(route)
+        try:
+            ready = self._parts.deployments.moved(row, "ready", report=said)
+        finally:
+            if ready:
+                self._routes.set(route)
+                self._log.info("ready", deployment=row.id, **said["seconds"])
+            else:  # not wanted any more, or nobody knows
+                self._close(row.id)
 
     def _not_served(
         self, row: Deployment, error: FlashError, report: Report, wanted: Sequence[Deployment]

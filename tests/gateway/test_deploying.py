@@ -1,11 +1,13 @@
 """What is wanted is brought about step by step, and nothing is served that is not proved."""
 
+import attrs
 import pytest
 from deploy_bench import BARE, BASE, PROMPT, settled
 
-from flash.errors import ModelUnavailable, UsageError
+from flash.errors import ModelUnavailable, StoreError, UsageError
 from flash.gateway.servers import FIRST_TRIES
 from flash.plane.copies import adapter_folder
+from flash.values import Address
 
 
 def test_a_deployment_is_checked_loaded_proved_and_then_routed(bench):
@@ -157,3 +159,50 @@ def test_a_proof_that_comes_late_serves_nothing_that_is_not_wanted_any_more(benc
 
     assert bench.states() == {"blue-1": "undeployed", "red-2": "ready"}
     assert bench.routes == ["red-2", BASE]
+
+
+def test_who_reads_that_it_is_ready_is_answered_at_once(bench, monkeypatch):
+    bench.deploy("blue-1")
+    open_then, moved = {}, bench.deployments.moved
+
+    def look(row, state, **said):
+        open_then[state] = row.id in bench.routes
+        return moved(row, state, **said)
+
+    monkeypatch.setattr(bench.deployments, "moved", look)
+    bench.steps(bench.server())
+    assert open_then == {"ready": True}
+
+
+def test_what_could_not_be_said_to_be_ready_is_not_served_before_it_was_proved_again(
+    bench, monkeypatch
+):
+    bench.deploy("blue-1")
+    server = bench.server()
+
+    def fail(*_, **__):
+        raise StoreError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.deployments, "moved", fail)
+        with pytest.raises(StoreError):
+            bench.steps(server)
+    assert bench.routes == []
+    bench.steps(server)
+    assert (bench.states(), bench.routes) == ({"blue-1": "ready"}, ["blue-1", BASE])
+    assert bench.world.names("load") == ["blue-1", "blue-1"]
+
+
+def test_a_proof_that_comes_late_leaves_the_route_of_the_server_that_was_faster(bench):
+    bench.deploy("blue-1")
+    server = bench.server()
+
+    def moves():
+        bench.deployments.ask_gone("blue-1")
+        other = Address("http://127.0.0.1:1/v1", "another")
+        bench.parts.routes.set(attrs.evolve(server._live.route(None), name="blue-1", address=other))
+
+    bench.world.faults["log_probs"] = [moves]
+    while not bench.world.names("log_probs"):
+        server.step(server._rows())
+    assert bench.parts.routes.find("blue-1").address.key == "another"
