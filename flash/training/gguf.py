@@ -2,9 +2,9 @@
 A merged model as one GGUF file, and llama.cpp's own word on whether it is what was trained.
 
 The converter is llama.cpp's: no distribution of its own has it, the source of llama-cpp-python
-carries it, together with the library that it writes for. Both are taken from that one archive, of
-one version and by its digest, into a folder of Flash's home, once: a compiler and some minutes are
-what that takes. Neither meets the trainer's packages; each runs in a process of its own.
+carries it, and is taken by its digest. The library is that of xllamacpp, which comes compiled. Both
+go into a folder of Flash's home, once. Neither meets the trainer's packages; each runs in a process
+of its own.
 """
 
 from __future__ import annotations
@@ -31,13 +31,16 @@ if TYPE_CHECKING:
 
     from flash.parity import LogProbs
 
-VERSION: Final = "0.3.36"
+_VERSION: Final = "0.3.36"
 _SHA256: Final = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 _CONVERTER: Final = "convert_hf_to_gguf.py"
 _PARTS: Final = (_CONVERTER, "conversion", "gguf-py")
 _READERS: Final = "readers"
 _OF_CONVERTER: Final = ("sentencepiece==0.2.3", "protobuf==7.36.2")
 """What the converter reads tokenizers with, whichever kind the model's is."""
+
+_SITE: Final = "site"
+_LIBRARY: Final = "xllamacpp==2026.10.11549"
 
 _LOG_LINES: Final = 12
 
@@ -80,21 +83,22 @@ class LlamaCpp:
 
     def __init__(self, folder: Path) -> None:
         self._source = folder / "llama.cpp"
-        self._library = folder / "site"
+        self._library = folder / _SITE
         self._beside_converter = f"{self._source / 'gguf-py'}{os.pathsep}{folder / _READERS}"
 
     @classmethod
     def made_in(cls, tools: Path, report: Callable[[str], None]) -> LlamaCpp:
         """Return those in `tools`, made where they are not there yet; raises `FlashError`."""
-        folder = tools / f"llama-cpp-{VERSION}"
-        stamp = folder / "made"
+        folder = tools / "llama-cpp"
+        stamp, wanted = folder / "made", f"{_SHA256} {_LIBRARY}".encode()
+        tools.mkdir(mode=0o700, parents=True, exist_ok=True)
         with locked(tools / "llama-cpp.lock"):
-            if not stamp.exists():
-                report(f"making llama.cpp in {folder}, once; compiling it takes minutes")
+            if not stamp.exists() or stamp.read_bytes() != wanted:
+                report(f"putting llama.cpp and its converter into {folder}, once: 110 MB")
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True, mode=0o700)
                 _make(folder)
-                write_atomic(stamp, _SHA256.encode())
+                write_atomic(stamp, wanted)
         return cls(folder)
 
     def convert(self, model: Path, target: Path) -> None:
@@ -126,29 +130,24 @@ class LlamaCpp:
 
 
 def _make(folder: Path) -> None:
-    """Fetch the archive; take the converter out of it, and build the library."""
+    """Fetch the archive and take the converter out of it; install the library."""
     pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
     wanted = folder / "requirements.txt"
-    wanted.write_text(f"llama-cpp-python=={VERSION} --hash=sha256:{_SHA256}\n")
-    failed = f"llama-cpp-python {VERSION} cannot be had"
+    wanted.write_text(f"llama-cpp-python=={_VERSION} --hash=sha256:{_SHA256}\n")
     own = ["--no-binary", "llama-cpp-python", "--no-deps", "--requirement", str(wanted)]
+    failed = f"llama-cpp-python {_VERSION} cannot be had"
     _run([*pip, "download", *own, "--dest", str(folder)], {}, failed)
     (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
-    source = folder / "llama.cpp"
     with tarfile.open(archive) as packed:
         prefix = f"{packed.getnames()[0].split('/')[0]}/vendor/llama.cpp/"
         for member in packed.getmembers():
             name = member.name.removeprefix(prefix)
             if name != member.name and name.split("/")[0] in _PARTS:
-                packed.extract(member.replace(name=name), source, filter="data")
-    _run([*pip, "install", "--target", str(folder / _READERS), *_OF_CONVERTER], {}, failed)
-    site = str(folder / "site")
-    _run([*pip, "install", "--target", site, str(archive)], _QUICK_BUILD, failed)
+                packed.extract(member.replace(name=name), folder / "llama.cpp", filter="data")
     archive.unlink()
-
-
-# What only images need takes half of the time.
-_QUICK_BUILD: Final = {"CMAKE_ARGS": "-DLLAVA_BUILD=OFF"}
+    for site, packages in ((_READERS, _OF_CONVERTER), (_SITE, (_LIBRARY,))):
+        words = ["install", "--only-binary", ":all:", "--no-deps", "--target", str(folder / site)]
+        _run([*pip, *words, *packages], {}, f"{' and '.join(packages)} cannot be had")
 
 
 def _check_tokens(made: LlamaCpp, golden: GoldenSet, model: Path, tokenizer: Path) -> None:
