@@ -8,7 +8,6 @@ server of one's own it is said with every request.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -154,13 +153,19 @@ def _gateway(serving: Serving, deployment: Deployment) -> Address:
 
 @contextlib.contextmanager
 def _served(app: App, target: Target, name: str) -> Iterator[Partner]:
-    """Start a backend, and load the adapter; both end with the block."""
+    """
+    Start a backend, and load the adapter; both end with the block.
+
+    What went wrong may be looked up in the server's log: where nothing did, none is left.
+    """
+    from flash.plane.chat_logs import chat_log
     from flash.plugins import boundary
 
     adapter, body = _adapter(target)
-    log = app.home.folder("servers") / f"chat-{os.getpid()}.log"
+    log = chat_log(app.home)
     backend = make_backend(app, name, target.serving.get(name, {}))
     base = _base(app, target, max_rank=adapter.rank if adapter else 1, log=log)
+    looked_up = False
     try:
         note(f"loading {target.text}")
         with boundary(name, "start"):
@@ -182,10 +187,14 @@ def _served(app: App, target: Target, name: str) -> Iterator[Partner]:
             body=body,
             thinking=bool(target.thinking) and _opens(backend, address, model),
         )
+    except Exception:
+        looked_up = True
+        raise
     finally:
         with boundary(name, "stop"):
             backend.stop()
-    log.unlink(missing_ok=True)  # of a server that went well there is nothing to look up
+        if not looked_up:
+            log.unlink(missing_ok=True)
 
 
 def _opens(backend: ServingBackend, address: Address, model: str) -> bool:

@@ -209,7 +209,7 @@ class Serving:
             part = f"step-{int(match[1])}"
         wanted = run if part in {"", "final"} else f"{run}/{part}"
         if self._deployments.get(wanted) is None:
-            of_run = [one.id for one in self._deployments.of(run)]
+            of_run = [one.id for one in self._plane.deployed(run)]
             hint = f"deployed of it: {', '.join(of_run)}" if of_run else "flash deployments"
             raise UsageError(f"{wanted} is not deployed", hint=hint)
         return wanted

@@ -1,10 +1,12 @@
 """`flash chat` with a model that a backend serves for it alone: what is said, printed, and left."""
 
+import contextlib
 import io
 import json
 import os
 
 import attrs
+import click
 import numpy as np
 import pytest
 from chat_server import Server, chunk, streamed
@@ -396,3 +398,17 @@ def test_of_a_server_that_went_well_no_log_is_left(say):
     say(BASE, "-m", "hi")
 
     assert not list((FlashHome.from_environment().root / "servers").iterdir())
+
+
+@pytest.mark.parametrize(("error", "left"), [(KeyboardInterrupt, 0), (ModelUnavailable("no"), 1)])
+def test_a_log_is_left_of_what_went_wrong_and_not_of_ctrl_c(say, backend, error, left):
+    def start(base):
+        base.log.write_text("it loads")
+        raise error
+
+    backend.start = start
+    with contextlib.suppress(click.Abort):
+        say(BASE, "-m", "hi")
+
+    assert backend.calls == [("stop",)]
+    assert len(list((FlashHome.from_environment().root / "servers").iterdir())) == left

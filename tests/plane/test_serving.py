@@ -261,13 +261,16 @@ def test_deploy_and_undeploy(bench, host):
     assert gateway.url == "http://127.0.0.1:9/v1"
     assert (bench.home.root / "gateway.key").read_text() == f"{gateway.key}\n"
     assert serving.deploy(run, host).generation == deployment.generation
+    with pytest.raises(UsageError, match="step-5 is not deployed") as raised:
+        serving.undeploy(f"{run}/step-5")
+    assert raised.value.hint == f"deployed of it: {run}"
 
     assert states(serving, serving.undeploy(run)) == ["undeploying", "undeployed"]
     assert not bench.copy(run).parent.exists()
     assert serving.undeploy(run).state == "undeployed"
     with pytest.raises(UsageError, match="step-5 is not deployed") as raised:
         serving.undeploy(f"{run}/step-5")
-    assert run in raised.value.hint
+    assert raised.value.hint == "flash deployments"
 
 
 def test_undeploy_takes_every_name_that_deploy_takes(still, host):
