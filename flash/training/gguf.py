@@ -138,16 +138,23 @@ def _make(folder: Path) -> None:
     failed = f"llama-cpp-python {_VERSION} cannot be had"
     _run([*pip, "download", *own, "--dest", str(folder)], {}, failed)
     (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
-    with tarfile.open(archive) as packed:
-        prefix = f"{packed.getnames()[0].split('/')[0]}/vendor/llama.cpp/"
-        for member in packed.getmembers():
-            name = member.name.removeprefix(prefix)
-            if name != member.name and name.split("/")[0] in _PARTS:
-                packed.extract(member.replace(name=name), folder / "llama.cpp", filter="data")
+    _unpack(archive, folder / "llama.cpp")
     archive.unlink()
     for site, packages in ((_READERS, _OF_CONVERTER), (_SITE, (_LIBRARY,))):
         words = ["install", "--only-binary", ":all:", "--no-deps", "--target", str(folder / site)]
         _run([*pip, *words, *packages], {}, f"{' and '.join(packages)} cannot be had")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write the converter's files; early releases of Python 3.11 can name or filter no member."""
+    with tarfile.open(archive) as packed:
+        prefix = f"{packed.getnames()[0].split('/')[0]}/vendor/llama.cpp/"
+        for member in packed.getmembers():
+            name = member.name.removeprefix(prefix)
+            content = packed.extractfile(member) if member.isfile() else None
+            if content and name != member.name and name.split("/")[0] in _PARTS:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(content.read())
 
 
 def _check_tokens(made: LlamaCpp, golden: GoldenSet, model: Path, tokenizer: Path) -> None:

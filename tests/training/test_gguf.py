@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from flash.testing.adapters import make_adapter
 from flash.testing.models import make_tiny_model
 from flash.training.chat import ChatRenderer
 from flash.training.export import merge
-from flash.training.gguf import LlamaCpp, export_gguf
+from flash.training.gguf import LlamaCpp, _unpack, export_gguf
 
 pytestmark = pytest.mark.slow
 
@@ -117,3 +118,21 @@ def test_tools_that_cannot_be_had_are_an_error_that_says_why(tmp_path, monkeypat
         LlamaCpp.made_in(tmp_path, lambda _: None)
     assert "its last lines" in caught.value.hint
     assert not list(tmp_path.glob("*/made"))
+
+
+def test_the_first_releases_of_python_3_11_take_the_converter_out_too(tmp_path, monkeypatch):
+    """They know no `TarInfo.replace` and no filters."""
+    inside = tmp_path / "llama_cpp_python-1" / "vendor" / "llama.cpp"
+    for name in ("convert_hf_to_gguf.py", "gguf-py/gguf/vocab.py", "src/llama.cpp"):
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        (inside / name).write_text(name)
+    with tarfile.open(tmp_path / "source.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "llama_cpp_python-1", "llama_cpp_python-1")
+    for owner, name in ((tarfile.TarInfo, "replace"), (tarfile, "data_filter")):
+        monkeypatch.delattr(owner, name, raising=False)
+
+    _unpack(tmp_path / "source.tar.gz", tmp_path / "out")
+
+    found = {path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/**/*.py")}
+    assert found == {"convert_hf_to_gguf.py", "gguf-py/gguf/vocab.py"}
+    assert not (tmp_path / "out" / "src").exists()
