@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import re
 import shutil
@@ -14,15 +16,17 @@ import click
 from flash.cli.app import App, pass_app
 from flash.cli.output import note, out, print_json, warn
 from flash.errors import StoreError, UsageError
+from flash.processes import is_alive
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from flash.cli.targets import Target
     from flash.worker.checkpoints import Checkpoint
 
 _HUB: Final = "hf:"
 _REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_PARTIAL: Final = ".partial"
 _FORMATS: Final = ("peft", "merged", "gguf")
 
 JSON_KEYS: Final = {
@@ -93,25 +97,22 @@ def export(  # noqa: PLR0913 - its options
     name = target.name.replace("/", "-")
     place = Place.of(to or f"./{name}-{format_}", public=public)
     hub = _hub(app, place)
-    stage = place.stage(name)
     try:
-        stage.mkdir()
-        if format_ == "peft":
-            made = _copy(saved, stage, public=place.public)
-        else:
-            made = _made(app, target, format_, stage, allow_drift=allow_drift)
-        files = {
-            path.relative_to(stage).as_posix(): path.stat().st_size
-            for path in sorted(stage.rglob("*"))
-            if path.is_file()
-        }
-        url = hub.upload(stage, f"{format_} of {target.name}") if hub else None
-        if place.folder is not None:
-            _move(stage, place.folder)
+        with _stage(place.stage(name)) as stage:
+            if format_ == "peft":
+                made = _copy(saved, stage, public=place.public)
+            else:
+                made = _made(app, target, format_, stage, allow_drift=allow_drift)
+            files = {
+                path.relative_to(stage).as_posix(): path.stat().st_size
+                for path in sorted(stage.rglob("*"))
+                if path.is_file()
+            }
+            url = hub.upload(stage, f"{format_} of {target.name}") if hub else None
+            if place.folder is not None:
+                _move(stage, place.folder)
     except OSError as error:
         raise StoreError(f"{place} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
     result = {
         "run": target.run,
         "step": target.step,
@@ -172,12 +173,52 @@ class Place:
 
     def stage(self, name: str) -> Path:
         """Return where it is made: beside its place, so that it comes there by a rename."""
-        own = f"{os.getpid()}.partial"
+        own = f"{os.getpid()}{_PARTIAL}"
         if self.folder is not None:
             return self.folder.with_name(f".{self.folder.name}.{own}")
         import tempfile
 
         return Path(tempfile.gettempdir()) / f"flash-{name}.{own}"
+
+
+@contextlib.contextmanager
+def _stage(folder: Path) -> Iterator[Path]:
+    """Make the folder and hold it; it is gone in the end, and so are those of killed exports."""
+    _sweep(folder)
+    folder.mkdir()
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):  # a disk without locks, of which nothing is swept
+            fcntl.flock(held, fcntl.LOCK_SH)
+        yield folder
+    finally:
+        os.close(held)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(stage: Path) -> None:
+    """Remove what exports to the same place have left that were killed."""
+    prefix = stage.name.removesuffix(f"{os.getpid()}{_PARTIAL}")
+    wanted = re.compile(rf"{re.escape(prefix)}([1-9]\d{{0,9}}){re.escape(_PARTIAL)}")
+    for path in stage.parent.iterdir():
+        of = wanted.fullmatch(path.name)
+        if of and not is_alive(int(of[1])) and _is_left(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    """Say whether a folder is ours and nobody holds it, on another machine or in a container."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(opened).st_uid == os.geteuid()
+    except OSError:
+        return False
+    finally:
+        os.close(opened)
 
 
 def _hub(app: App, place: Place) -> Any:

@@ -17,6 +17,7 @@ import attrs
 from flash.errors import FlashError, StoreError
 from flash.files import store_error, write_atomic
 from flash.plane.daemon import GATEWAY
+from flash.processes import is_alive
 
 if TYPE_CHECKING:
     import subprocess
@@ -64,15 +65,7 @@ def url_of(home: FlashHome) -> str | None:
         message = f"{path} is damaged: {error}"
         raise StoreError(message, hint="remove it; the gateway writes it anew") from error
     # Of one that was killed the file stays until the next one writes its own.
-    return url if _is_alive(pid) and GATEWAY.runs(home) else None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    return url if is_alive(pid) and GATEWAY.runs(home) else None
 
 
 class Keeper:

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from flash.cli.export import Place
+from flash.cli.export import Place, _stage
 from flash.environments import folder_digest
 from flash.errors import UsageError
 from flash.home import FlashHome
@@ -221,6 +221,35 @@ def test_ctrl_c_leaves_nothing(shell, run):
 
     assert process.returncode == 130, err
     assert not shell.left()
+
+
+def test_what_a_killed_export_left_goes_with_the_next_one_to_the_same_place(shell, run):
+    process = shell.start(run, "--format", "merged", "--to", "there")
+    deadline = time.monotonic() + 120
+    while not shell.left() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=60)
+    (left,) = shell.left()
+    alive = f".there.{os.getpid()}.partial"
+    others = [alive, f".elsewhere.{process.pid}.partial", f".there.x{process.pid}.partial"]
+    for name in others:
+        (shell.folder / name).mkdir()
+
+    assert shell.export(run, "--to", "there").returncode == 0
+    assert left == f".there.{process.pid}.partial"
+    assert shell.left() == sorted([*others, "there"])
+
+
+def test_what_another_holds_is_not_swept_though_its_process_is_not_of_this_machine(tmp_path):
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    held, stage = (tmp_path / f".there.{pid}.partial" for pid in (ended.pid, os.getpid()))
+    with _stage(held), _stage(stage):
+        assert held.is_dir()
+    held.mkdir()
+    with _stage(stage):
+        assert not held.exists()
 
 
 class Hub(BaseHTTPRequestHandler):
