@@ -20,16 +20,16 @@ import attrs
 import sqlalchemy as sa
 
 from flash.errors import StoreError, UsageError
-from flash.files import store_error
 from flash.plane import copies
 from flash.plane import database as tables
+from flash.plane.chat_logs import logs_of_ended_chats
 from flash.plane.database import Database
 from flash.plane.deployments import Deployments
 from flash.plane.ids import is_run_id
 from flash.plane.lock import try_lock
 from flash.plane.machine import FINAL
 from flash.plane.references import References
-from flash.plane.removal import TRASH, disk_bytes, empty_trash, inside, remove, set_aside
+from flash.plane.removal import TRASH, disk_bytes, empty_trash, inside, listed, remove, set_aside
 from flash.plane.store import cut_short, disown, is_disowned, sweep_incoming, sweep_uncommitted
 from flash.worker.checkpoints import CheckpointStore
 
@@ -132,7 +132,7 @@ class Garbage:
         Raises `UsageError` for a named run that has not ended or that another run needs.
         """
         # Before the rows, so that the store of a run that is submitted meanwhile is known.
-        stores = [path for path in _listed(self._home.runs) if is_run_id(path.name)]
+        stores = [path for path in listed(self._home.runs) if is_run_id(path.name)]
         with self._database.reading() as connection:
             runs = {run.id: run for run in _runs(connection)}
         going, kept = self._going(rules, runs)
@@ -240,7 +240,7 @@ class Garbage:
 
     def _parts(self, run: _Run, rules: Rules) -> Iterator[Item]:
         store = self._home.runs / run.id
-        attempts = [path for path in _listed(store / "attempts") if _ATTEMPT.fullmatch(path.name)]
+        attempts = [path for path in listed(store / "attempts") if _ATTEMPT.fullmatch(path.name)]
         if run.state == "done":
             states = CheckpointStore(store).unneeded()
             yield self._item("state", states, "done: nothing resumes from it", run)
@@ -257,7 +257,7 @@ class Garbage:
 
     def _leftovers(self, runs: Collection[str]) -> Iterator[Item]:
         root = self._home.root
-        yield self._item("leftover", _listed(root / TRASH), "of a removal that was cut short")
+        yield self._item("leftover", listed(root / TRASH), "of a removal that was cut short")
         cut = cut_short(self._home, runs)
         yield self._item("leftover", cut, "of a submit or a removal that was cut short")
         torn = [path for name in (".", "secrets", "evals") for path in self._torn(root / name)]
@@ -265,14 +265,15 @@ class Garbage:
         for path in copies.needless(self._home, self._deployments):
             if self._unused_s(path) > _SETTLED_S:
                 yield self._item("deployment", [path], "a copy of what was undeployed")
-        secrets = (path for path in _listed(root / "secrets") if path.suffix == ".json")
+        yield self._item("logs", logs_of_ended_chats(self._home), "of chats that have ended")
+        secrets = (path for path in listed(root / "secrets") if path.suffix == ".json")
         yield self._item("secrets", [one for one in secrets if one.stem not in runs], "of no run")
 
     def _torn(self, folder: Path) -> list[Path]:
         """Return what `flash.files` has not got to rename."""
         return [
             path
-            for path in _listed(folder)
+            for path in listed(folder)
             if _TORN.fullmatch(path.name) and self._unused_s(path) > _SETTLED_S
         ]
 
@@ -283,7 +284,7 @@ class Garbage:
                 yield self._item("adapter", [adapter], "downloaded; no run was trained from it")
         live = [run.created_s for run in runs.values() if run.state not in FINAL]
         for name, what in (("overlays", "packages"), ("environments", "an environment")):
-            for path in _listed(self._home.root / name):
+            for path in listed(self._home.root / name):
                 if not path.is_dir():
                     continue
                 unused_s = self._unused_s(path)
@@ -434,16 +435,6 @@ def _hint_for(run: _Run) -> str:
     if run.deployed:
         return f"first: flash undeploy {run.deployed}"
     return "try again in a moment" if run.busy else "remove that one first, or both together"
-
-
-def _listed(folder: Path) -> list[Path]:
-    """Return what is in a folder; nothing where there is none. Raises `StoreError`."""
-    try:
-        return sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise store_error("read", folder, error) from error
 
 
 def _there(paths: Iterable[Path]) -> list[Path]:

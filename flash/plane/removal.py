@@ -71,6 +71,16 @@ def inside(path: Path, home: FlashHome) -> bool:
     return path.parent.resolve().is_relative_to(home.root.resolve())
 
 
+def listed(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing where there is none. Raises `StoreError`."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise store_error("read", folder, error) from error
+
+
 def _make_writable(folder: Path) -> None:
     """Let the owner list and change every folder: one without permissions keeps what is in it."""
     folder.chmod(0o700)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import time
 
 import pytest
@@ -331,6 +332,20 @@ def test_secrets_of_no_run_go(place):
     assert place.collect() == []
 
     assert [path.name for path in secrets.iterdir()] == [f"{run}.json"]
+
+
+def test_logs_of_chats_whose_process_is_gone_go(place):
+    servers = place.home.folder("servers")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    kept = [f"chat-{os.getpid()}.log", "transformers-1a2b3c4d.log", "chat-mine.log", "chat-0.log"]
+    for name in (f"chat-{ended.pid}.log", *kept):
+        (servers / name).write_text("Error: no memory\n")
+
+    assert place.kinds() == [("logs", None)]
+    assert place.collect() == []
+
+    assert sorted(path.name for path in servers.iterdir()) == sorted(kept)
 
 
 def test_what_submits_left_goes_unless_one_is_in_progress(place):
