@@ -185,15 +185,14 @@ class Place:
 def _stage(folder: Path) -> Iterator[Path]:
     """Make the folder and hold it; it is gone in the end, and so are those of killed exports."""
     _sweep(folder)
-    folder.mkdir()
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with contextlib.ExitStack() as ends:
+        ends.callback(shutil.rmtree, folder, ignore_errors=True)
+        folder.mkdir()
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        ends.callback(os.close, held)
         with contextlib.suppress(OSError):  # a disk without locks, of which nothing is swept
             fcntl.flock(held, fcntl.LOCK_SH)
         yield folder
-    finally:
-        os.close(held)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sweep(stage: Path) -> None:
