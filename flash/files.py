@@ -86,6 +86,23 @@ def write_atomic(path: Path, content: bytes) -> None:
                 Path(temporary).unlink(missing_ok=True)
 
 
+def keep_end(path: Path, most_bytes: int) -> None:
+    """
+    Keep the newer half of a log that has more than `most_bytes`; those who append to it go on.
+
+    What is written at that moment may be lost. One that is not there, or cannot be cut, stays.
+    """
+    with contextlib.suppress(OSError):
+        if path.stat().st_size <= most_bytes:
+            return
+        with path.open("rb") as log:
+            log.seek(-(most_bytes // 2), os.SEEK_END)
+            kept = log.read().partition(b"\n")[2]
+        os.truncate(path, 0)
+        with path.open("ab") as log:
+            log.write(kept)
+
+
 def mark_used(folder: Path) -> None:
     """Give a folder that was fetched the time of its last use, by which `flash gc` goes."""
     with contextlib.suppress(OSError):

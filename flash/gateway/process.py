@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from flash.config import UserConfig
 from flash.errors import FlashError
+from flash.files import keep_end
 from flash.gateway.app import make_app
 from flash.gateway.bases import Bases
 from flash.gateway.deploying import Deployer
@@ -42,6 +43,9 @@ IDLE_S: Final = 10.0
 """How long there has been nothing to serve when it leaves."""
 
 LOOK_S: Final = 0.5
+LOG_BYTES: Final = 32 << 20
+"""The newer half of a log that has more is kept; each request is a line of it."""
+
 STOPPING_S: Final = 20.0
 """How long servers may take to end; what takes longer is ended by its leash."""
 
@@ -100,6 +104,7 @@ class Gateway:
     async def _until_idle(self, deployer: Deployer, asked: asyncio.Event) -> None:
         while not asked.is_set() and deployer.idle_s < self._idle_s:
             self._database.check_in_place()
+            keep_end(GATEWAY.log_path(self._home), LOG_BYTES)
             try:
                 async with asyncio.timeout(LOOK_S):
                     await asked.wait()

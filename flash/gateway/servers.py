@@ -21,6 +21,7 @@ import traceback
 from typing import TYPE_CHECKING, Final
 
 from flash.errors import DiskTrouble, FlashError, PluginError, SpecError, Unreachable, UsageError
+from flash.files import keep_end
 from flash.gateway.gate import Gate, check
 from flash.gateway.live import Abandoned, Asking, Starter
 from flash.gateway.parts import Key
@@ -52,6 +53,9 @@ STRIKES: Final = 2
 
 MISSES: Final = 3
 """A server that gave no sign of health so often in a row is taken for dead."""
+
+LOG_BYTES: Final = 32 << 20
+"""The newer half of a server's log that has more is kept."""
 
 
 class Server:
@@ -327,6 +331,7 @@ class Server:
             self._break_down(error, wanted)
             return True
         live.misses = 0
+        keep_end(self._starter.log, LOG_BYTES)
         live.look_at_s = time.monotonic() + self._times.health_every_s
         return False
 

@@ -7,6 +7,7 @@ import pytest
 from deploy_bench import BARE, BASE, settled
 
 from flash.errors import FlashError, ModelUnavailable, UsageError
+from flash.gateway import servers
 from flash.gateway.live import Abandoned
 from flash.gateway.servers import FIRST_TRIES, RESTARTS
 from flash.plane.copies import adapter_folder
@@ -331,3 +332,18 @@ def test_a_gateway_that_ends_after_any_step_is_followed_by_one_that_goes_on(benc
         f"{bench.world.live[0].server.server_port}/v1"
     )
     assert adapter_folder(bench.home, "red-2").exists() == (gone == "ready")
+
+
+def test_the_log_of_a_server_keeps_its_end_while_the_server_writes_on(bench, monkeypatch):
+    monkeypatch.setattr(servers, "LOG_BYTES", 1000)
+    server = settled(bench)
+    path = server._starter.log
+    with path.open("ab", buffering=0) as log:
+        for number in range(200):
+            log.write(b"line %03d\n" % number)
+        server._look_after(server._rows())
+        log.write(b"line 200\n")
+
+    lines = path.read_text().splitlines()
+    assert lines == [f"line {number:03d}" for number in range(201 - len(lines), 201)]
+    assert 500 - 9 <= path.stat().st_size <= 500 + 9
