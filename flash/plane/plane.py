@@ -189,7 +189,7 @@ class Plane:
         return _undamaged(self.named(reference)[1])
 
     def named(self, reference: str) -> tuple[Run, Checkpoint]:
-        """Return the run and what `saved` returns, whose bytes nobody has looked at."""
+        """Return the run and what `saved` returns, of whose files only the sizes were looked at."""
         name, _, part = reference.partition("/")
         run = self.find(name)
         match = _PART.fullmatch(part or "final")
@@ -212,6 +212,11 @@ class Plane:
             message = f"the run {run.id} has no complete checkpoint of step {step}"
         if found is not None:
             return run, found
+        if match is not None and match["word"] != "best":
+            step = None if match["word"] else int(match["step"])
+            path = CheckpointStore(self.store(run.id)).damaged(step)
+            if path is not None:
+                raise _damage(path)
         raise UsageError(message, hint=self._instead(run, saved))
 
     def _instead(self, run: Run, saved: Sequence[Checkpoint]) -> str:
@@ -315,11 +320,13 @@ class Plane:
 def _undamaged(checkpoint: Checkpoint) -> Checkpoint:
     damaged = damaged_file(checkpoint.folder)
     if damaged is not None:
-        path = checkpoint.folder / damaged
-        message = f"{path} is damaged: it is not what the checkpoint's manifest says was saved"
-        hint = "take another: flash checkpoints lists them"
-        raise StoreError(message, hint=hint)
+        raise _damage(checkpoint.folder / damaged)
     return checkpoint
+
+
+def _damage(path: Path) -> StoreError:
+    message = f"{path} is damaged: it is not what the checkpoint's manifest says was saved"
+    return StoreError(message, hint="take another: flash checkpoints lists them")
 
 
 def check_resumable(run: Run) -> None:

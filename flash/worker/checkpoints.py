@@ -125,6 +125,13 @@ class CheckpointStore:
         damaged = found is not None and intact and damaged_file(self._final) is not None
         return None if damaged else found
 
+    def damaged(self, step: int | None) -> Path | None:
+        """Return the file that keeps what was saved whole from being listed; None is the final."""
+        folder = self._final if step is None else self._folder / f"step-{step:06d}"
+        if not (folder / MANIFEST).exists() or _complete(folder):
+            return None
+        return folder / (damaged_file(folder) or MANIFEST)
+
     def save(
         self, step: int, write: Callable[[Path], None], *, metrics: Mapping[str, float]
     ) -> None:

@@ -129,14 +129,15 @@ def test_a_run_that_has_saved_nothing_says_how_it_comes_to_have_something(three)
 
 
 @pytest.mark.parametrize("reference", ["last", "last/step-2"])
-def test_an_adapter_with_a_damaged_file_is_refused_and_the_file_named(three, reference):
-    """Of the size it had, so that only its bytes tell."""
+@pytest.mark.parametrize("damage", ["evil", "cut", None])
+def test_an_adapter_with_a_damaged_file_is_refused_and_the_file_named(three, reference, damage):
+    """Of the size it had, so that only its bytes tell; of another; and one that is gone."""
     plane, runs = three
     checkpoints = CheckpointStore(plane.store(runs[2]))
     checkpoints.save(2, lambda folder: (folder / "weights").write_text("good"), metrics={})
     checkpoints.save_final(lambda folder: (folder / "weights").write_text("good"))
     for weights in plane.store(runs[2]).rglob("weights"):
-        weights.write_text("evil")
+        weights.write_text(damage) if damage else weights.unlink()
 
     with pytest.raises(StoreError, match="weights is damaged"):
         plane.adapter(reference)
