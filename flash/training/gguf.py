@@ -57,10 +57,13 @@ def export_gguf(
     """
     Write the merged model to the file `target`; the tools are in `tools`, or put there.
 
+    What it takes on the way, twice the model and more, is beside `target`: whoever kills this finds
+    all of it there.
+
     Returns what the parity gate says, see `flash.training.export.gate`. Raises `FlashError`.
     """
     made = LlamaCpp.made_in(tools, report)
-    with tempfile.TemporaryDirectory(prefix="flash-") as scratch:
+    with tempfile.TemporaryDirectory(prefix=".", dir=target.parent) as scratch:
         merged, bare = Path(scratch, "merged"), Path(scratch, "base.gguf")
         export.merge(adapter, base, merged, report)
         report("converting it to GGUF")

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from flash.errors import FlashError
 from flash.testing.adapters import make_adapter
 from flash.testing.models import make_tiny_model
+from flash.training import gguf
 from flash.training.chat import ChatRenderer
 from flash.training.export import merge
 from flash.training.gguf import LlamaCpp, _unpack, export_gguf
@@ -97,6 +98,22 @@ def test_what_is_not_what_was_trained_is_caught(small, adapter, tools, tmp_path)
             export(adapter, small, tmp_path / "model.gguf", tools)
     finally:
         path.write_text(before)
+
+
+def test_what_a_killed_export_leaves_is_all_beside_the_file(tmp_path, monkeypatch):
+    merged = []
+
+    def die(adapter, base, target, report):
+        merged.append(target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gguf.export, "merge", die)
+    monkeypatch.setattr(LlamaCpp, "made_in", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path, tmp_path, tmp_path / "model.gguf", tmp_path)
+
+    assert merged[0].is_relative_to(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused(tools, tmp_path):
