@@ -131,11 +131,12 @@ class Daemon:
         )
 
     def last_words(self, home: FlashHome) -> tuple[str, str]:
-        """Return the last line of its log as a sentence, and what to do about it."""
+        """Return the error that its log ends with, or "", and what to do about it."""
         log = self.log_path(home)
         (line,) = tail_lines(log, 1) or [""]
         words = {match[1]: json.loads(match[2], strict=False) for match in _WORDS.finditer(line)}
-        said, hint = words.get("error", line), words.get("hint")
+        said = words.get("error", "" if line.startswith("timestamp=") else line)
+        hint = words.get("hint")
         return said, f"{hint}; its log: {log}" if hint else f"its log: {log}"
 
     @property
@@ -167,7 +168,8 @@ class Kept:
         if self._started is not None and (self._started.poll() or 0) > 0:
             said, hint = self._daemon.last_words(self._home)
             code = self._started.returncode
-            message = f"the {self._daemon.name} ended with exit code {code}: {said}"
+            message = f"the {self._daemon.name} ended with exit code {code}"
+            message += f": {said}" if said else ""
             raise StoreError(message, hint=hint)
         self._started = self._daemon.start(self._home, self._command) or self._started
 

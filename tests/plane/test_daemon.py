@@ -118,6 +118,7 @@ def test_a_log_that_has_grown_is_put_aside(fresh_bench):
     [
         ("", "", "its log: LOG"),
         ("Killed", "Killed", "its log: LOG"),
+        ("timestamp=2026-01-31T00:00:00Z level=info event=request status=200", "", "its log: LOG"),
         (
             'level=error event="cannot go on" error="the \\"port\\" is taken" hint="end \\\\ that"',
             'the "port" is taken',
