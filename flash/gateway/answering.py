@@ -2,7 +2,8 @@
 One request, from the route it takes to the end of its answer.
 
 Its usage is written before the client can see that end, and as aborted where the client leaves
-before: the server is cut off at that moment, and what it had told by then is what was used.
+before: the server is cut off at that moment, and what it had told by then is what was used. Of an
+answer with tools that was asked for whole it has told nothing by then.
 """
 
 from __future__ import annotations

@@ -240,6 +240,17 @@ def test_a_client_that_leaves_takes_the_servers_work_with_it(bench, stream):
     assert bench.routes.under_way("tiny") == 0
 
 
+@pytest.mark.parametrize("tokens", range(4))
+def test_an_answer_that_is_left_at_any_token_is_counted_up_to_there(bench, tokens):
+    allowed = threading.Semaphore(tokens + 1)
+    bench.backend.answer = lambda _: Answer(allowed=allowed)
+    left = leave_open(bench, stream=False)
+    until(lambda: bench.backend.requests and bench.told() == [tokens])
+    left.close()
+    (row,) = bench.rows_of(1)
+    assert (row.status, row.completion_tokens) == ("aborted", tokens)
+
+
 def test_a_request_has_an_id_that_both_sides_know(bench):
     answer = bench.ask("POST", CHAT, HI, headers={"X-Request-Id": "mine-1"})
     assert answer[1]["X-Request-Id"] == "mine-1"
