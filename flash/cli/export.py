@@ -112,7 +112,8 @@ def export(  # noqa: PLR0913 - its options
             if place.folder is not None:
                 _move(stage, place.folder)
     except OSError as error:
-        raise StoreError(f"{place} cannot be written: {error.strerror or error}") from error
+        message = f"{place} cannot be written: {error.strerror or error}"
+        raise StoreError(message, hint="mend that, or name another place with --to") from error
     result = {
         "run": target.run,
         "step": target.step,
@@ -313,7 +314,8 @@ def _complain(result: Mapping[str, Any]) -> None:
 
 def _show(result: Mapping[str, Any]) -> None:
     size = sum(result["files"].values())
-    out(f"{result['path'] or result['url']}  {len(result['files'])} files, {size / 1e6:.1f} MB")
+    files = "1 file" if len(result["files"]) == 1 else f"{len(result['files'])} files"
+    out(f"{result['path'] or result['url']}  {files}, {size / 1e6:.1f} MB")
     if parity := result["parity"]:
         out(
             f"off by {parity['mean']:.2g} nats a token from what was trained, at most "

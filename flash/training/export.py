@@ -16,6 +16,7 @@ import torch
 
 from flash.adapters import check_fits, read_adapter
 from flash.errors import FlashError, ModelUnavailable, StoreError
+from flash.files import disk_error
 from flash.parity import GoldenSet, compare, other_from
 from flash.training.chat import ChatRenderer
 
@@ -62,8 +63,14 @@ def merge(adapter: Path, base: Path, target: Path, report: Callable[[str], None]
         merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
     except (LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise StoreError(f"the adapter in {adapter} does not load: {error}") from error
-    merged.to(dtype).save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    try:
+        merged.to(dtype).save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    except Exception as error:
+        if trouble := disk_error(error, unnamed=str(target)):
+            hint = "free some space there, or name another folder with --to"
+            raise StoreError(trouble.message, hint=hint) from error
+        raise
 
 
 def gate(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import signal
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flash.errors import FlashError, UsageError
+from flash.errors import FlashError, StoreError, UsageError
 from flash.testing.adapters import make_adapter
 from flash.testing.models import make_tiny_model
 from flash.training.export import export_merged
@@ -117,3 +119,17 @@ def test_numbers_that_are_none_are_refused_before_anything_is_loaded(tiny, adapt
     with pytest.raises(UsageError, match="not finite"):
         export(adapter, tiny, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_fills_up_is_that_of_the_target(tiny, adapter, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="merged: File too large") as raised:
+            export(adapter, tiny, tmp_path / "merged")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+    assert "--to" in raised.value.hint
