@@ -213,8 +213,8 @@ class Plane:
         if found is not None:
             return run, found
         if match is not None and match["word"] != "best":
-            step = None if match["word"] else int(match["step"])
-            path = CheckpointStore(self.store(run.id)).damaged(step)
+            named = None if match["word"] else int(match["step"])
+            path = CheckpointStore(self.store(run.id)).damaged(named)
             if path is not None:
                 raise _damage(path)
         raise UsageError(message, hint=self._instead(run, saved))
