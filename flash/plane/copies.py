@@ -10,6 +10,7 @@ comes into place by a rename: it is there whole, or not at all.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -79,8 +80,13 @@ def put(home: FlashHome, name: str, checkpoint: Checkpoint) -> None:
         _replace(target, incoming)
         sync_folder(target.parent)
         sync_folder(target.parent.parent)
-    except OSError as error:
-        raise store_error("copy the adapter to", target, error) from error
+    except (OSError, StoreError) as error:
+        with contextlib.suppress(OSError, StoreError):  # half a copy takes room that may be short
+            remove(incoming)
+            target.parent.rmdir()
+        if isinstance(error, OSError):
+            raise store_error("copy the adapter to", target, error) from error
+        raise
 
 
 def clear(home: FlashHome, deployments: Deployments, row: Deployment) -> bool:

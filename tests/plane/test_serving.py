@@ -154,7 +154,7 @@ def test_a_file_that_was_tampered_with_is_named_and_nothing_is_deployed(still, h
         serving.deploy(f"{run}{part}", host)
 
     assert still.deployments.get(wish.id) is None
-    assert not still.copy(wish.id).exists()
+    assert not still.copy(wish.id).parent.exists()
 
 
 def test_a_copy_that_was_tampered_with_is_made_anew_when_it_is_deployed_again(still, host):
