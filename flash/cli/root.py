@@ -123,7 +123,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = root.main(list(arguments), prog_name="flash", standalone_mode=False, obj=app)
     except click.ClickException as error:
-        return _wrong_command_line(error)
+        return _wrong_command_line(error, arguments)
     except (click.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:  # noqa: BLE001 - the boundary: nothing below it may show a traceback
@@ -131,12 +131,19 @@ def run(arguments: Sequence[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _wrong_command_line(error: click.ClickException) -> int:
+def _wrong_command_line(error: click.ClickException, arguments: Sequence[str]) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         output.note(error.format_message())
         return error.exit_code
-    verb = getattr(getattr(error, "ctx", None), "command_path", "flash")
+    # An option without its value is told by click's parser, which knows no context.
+    context: click.Context | None = getattr(error, "ctx", None)
+    verb = context.command_path if context else f"flash {_verb(arguments)}".rstrip()
     return output.usage_error(error.format_message(), f"{verb} --help")
+
+
+def _verb(arguments: Sequence[str]) -> str:
+    words = [word for word in arguments if word != "--debug"]
+    return next((verb for n in (2, 1) if (verb := " ".join(words[:n])) in COMMANDS), "")
 
 
 def _in_a_folder() -> bool:

@@ -103,6 +103,7 @@ def test_every_verb_explains_itself_without_a_plugin_or_a_heavy_library(shell, v
         (["version", "--jso"], "No such option '--jso'. Did you mean '--json'?", "flash version"),
         (["version", "more"], "Got unexpected extra argument (more)", "flash version --help"),
         (["--debug"], "Missing command.", "flash --help"),
+        (["chat", "last", "-m"], "Option '-m' requires an argument.", "flash chat --help"),
     ],
 )
 def test_a_wrong_command_line_exits_2_with_the_way_out(shell, arguments, error, hint):
