@@ -284,6 +284,8 @@ class ServingPlugin:
     request with any other is refused before it gets there. `setup` is the import string of what
     `flash plugins setup` calls, where the server needs more than was installed with the plugin: a
     function of nothing that does what is left to do, and returns a sentence on what is there now.
+    `streams_tools` says whether the streams of its server have all that its whole answers have
+    where a request has `tools`; where not, such requests are asked for whole answers alone.
     """
 
     name: str = attrs.field(validator=_name)
@@ -293,6 +295,7 @@ class ServingPlugin:
     fields: tuple[str, ...] = attrs.field(default=(), validator=_texts)
     secrets: tuple[str, ...] = attrs.field(default=(), validator=_texts)
     setup: str | None = attrs.field(default=None, validator=validators.optional(_import_string))
+    streams_tools: bool = True
 
 
 @attrs.frozen(kw_only=True)

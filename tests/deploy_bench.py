@@ -213,6 +213,7 @@ class DeployBench:
                 make=lambda _, config: backend or FakeBackend(self.world),
                 config=FakeConfig,
                 fields=fields,
+                streams_tools=False,
             ),
         )
         self.parts = Parts(

@@ -3,7 +3,7 @@ One request, from the route it takes to the end of its answer.
 
 Its usage is written before the client can see that end, and as aborted where the client leaves
 before: the server is cut off at that moment, and what it had told by then is what was used. Of an
-answer with tools that was asked for whole it has told nothing by then.
+answer that the server is asked for whole it has told nothing by then.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ class Answering:
         self, content: bytes, servers: Servers, response: web.StreamResponse
     ) -> web.StreamResponse:
         async with servers.asked(self._route, self._kind, content, self._exchange.id) as answer:
-            if self._asked.stream:
-                await response.prepare(self._request)
             if self._asked.streamed:
+                if self._asked.stream:
+                    await response.prepare(self._request)
                 await self._pass_on(answer, response)
                 rest = self._relay.rest()
             else:
@@ -121,6 +121,7 @@ class Answering:
             return web.Response(
                 body=rest, content_type="application/json", headers=self._exchange.headers
             )
+        await response.prepare(self._request)  # again, where it came as a stream: does nothing
         await self._send(response, rest)
         await response.write_eof()
         return response

@@ -1,10 +1,11 @@
 """
-An answer that was asked for whole, put together from the stream that the server was asked for.
+A whole answer out of the stream that the server was asked for, and a stream out of a whole answer.
 
 A server is asked for a stream, because only a stream tells what it has used while it goes on: a
 client that leaves is counted up to there, whichever way it asked. What a stream says adds up to
-what the server says whole; the conformance suite holds every backend to that, but for tool calls,
-which are asked for whole.
+what the server says whole; the conformance suite holds every backend to that. A backend whose
+streams lose parts of calls of tools says so (`ServingPlugin.streams_tools`), and is asked for these
+answers whole; a client that streams gets them in a few chunks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,29 @@ if TYPE_CHECKING:
 
 _GROWING: Final = frozenset({"content", "reasoning_content", "refusal", "arguments", "text"})
 """Texts of which each chunk has a piece; of any other, the last one holds."""
+
+
+def chunks(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the chunks, without usage, of a whole answer: of each choice all it says, its end."""
+    frame = {name: value for name, value in answer.items() if value is not None}
+    del frame["usage"]
+    frame["object"] = f"{answer['object']}.chunk"
+    told = [of(choice) for of in (_said, _end) for choice in answer["choices"]]
+    return [{**frame, "choices": [choice]} for choice in told]
+
+
+def _said(choice: Mapping[str, Any]) -> dict[str, Any]:
+    message = choice["message"]
+    delta = {name: value for name, value in message.items() if value not in (None, [])}
+    if calls := message.get("tool_calls"):
+        delta["tool_calls"] = [{"index": at, **call} for at, call in enumerate(calls)]
+    logs = choice.get("logprobs")
+    return {"index": choice["index"], "delta": delta, "logprobs": logs, "finish_reason": None}
+
+
+def _end(choice: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {name: value for name, value in choice.items() if name != "message"}
+    return {**rest, "delta": {}, "logprobs": None}
 
 
 class Gathered:

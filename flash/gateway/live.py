@@ -96,6 +96,7 @@ class Live:
     backend: ServingBackend
     address: Address
     fields: frozenset[str]
+    streams_tools: bool
     context_tokens: int
     start_s: float
     since_s: float
@@ -115,6 +116,7 @@ class Live:
             thinking=row.thinking if row else None,
             stop=tuple(row.stop) if row else (),
             fields=self.fields,
+            streams_tools=self.streams_tools,
             context_tokens=self.context_tokens,
             opens=self.opens,
         )
@@ -161,6 +163,7 @@ class Starter:
             backend=backend,
             address=address,
             fields=frozenset(record.fields),
+            streams_tools=record.streams_tools,
             context_tokens=min(base.context_tokens, asked or base.context_tokens),
             start_s=now_s - began_s,
             since_s=now_s,

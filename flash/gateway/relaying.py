@@ -2,7 +2,7 @@
 One answer on its way from a server to a client, as bytes in and bytes out.
 
 A server answers with a stream wherever it can; a client that wants the answer whole gets what that
-adds up to.
+adds up to. Where it cannot, a client that wants a stream gets one that adds up to the whole answer.
 What a server says passes through as it is, but for three things. A thinking trace is told apart
 from the answer. The counts of tokens that come with every chunk are taken out; the client gets
 what it asked for. And what ends a stream is held back, until the row of its usage is written.
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import attrs
 
 from flash.gateway.errors import broken, of_stream
-from flash.gateway.gathering import Gathered
+from flash.gateway.gathering import Gathered, chunks
 from flash.gateway.reasoning import Splitter, split
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from flash.gateway.requests import Asked
 
 _LONGEST_LINE: Final = 16 << 20
-_UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_DONE: Final = b"data: [DONE]\n\n"
+_UNREADABLE: Final = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 _encoded = json.JSONEncoder(separators=(",", ":")).encode
 
 
@@ -63,20 +64,33 @@ def whole(body: bytes, asked: Asked) -> tuple[bytes, Tokens]:
     try:
         answer = json.loads(body)
         tokens = Tokens.told(answer["usage"])
-        if not asked.splits:
-            return body, tokens
-        changed = False
-        for choice in answer["choices"]:
-            message = choice["message"]
-            said = message.get("content")
-            if isinstance(said, str):
-                trace, message["content"] = split(said, opened=asked.opened)
-                if trace:
-                    message["reasoning_content"] = trace
-                changed = changed or message["content"] != said
+        split_up = [_split_whole(choice["message"], asked) for choice in answer["choices"]]
+        if asked.stream:
+            return _streamed(answer, asked), tokens
     except _UNREADABLE as error:
         raise _unreadable() from error
-    return _encoded(answer).encode() if changed else body, tokens
+    return _encoded(answer).encode() if any(split_up) else body, tokens
+
+
+def _split_whole(message: dict[str, Any], asked: Asked) -> bool:
+    """Tell the trace apart in a message; says whether that changed it."""
+    said = message.get("content")
+    if not isinstance(said, str) or not asked.splits:
+        return False
+    trace, message["content"] = split(said, opened=asked.opened)
+    if trace:
+        message["reasoning_content"] = trace
+    return bool(message["content"] != said)
+
+
+def _streamed(answer: Mapping[str, Any], asked: Asked) -> bytes:
+    """Return a whole answer as a stream."""
+    pieces = chunks(answer)
+    if asked.tells_usage:
+        for chunk in pieces:
+            chunk["usage"] = None
+        pieces.append({**pieces[-1], "choices": [], "usage": answer["usage"]})
+    return b"".join(map(_event, pieces)) + _DONE
 
 
 class Relay:
@@ -139,7 +153,7 @@ class Relay:
         """Return what was held back, with which a stream ends; or the answer that came whole."""
         if self._gathered is not None:
             return _encoded(self._gathered.answer(self.tokens.usage())).encode()
-        return b"".join(self._held) + b"data: [DONE]\n\n"
+        return b"".join(self._held) + _DONE
 
     @property
     def _complete(self) -> bool:

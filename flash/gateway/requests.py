@@ -88,9 +88,7 @@ def accept(kind: Kind, body: Mapping[str, Any], route: Route, limits: Limits) ->
     thinking = _thinking(said, route)
     if thinking is not None and kind == "chat/completions":
         forwarded["chat_template_kwargs"] = {"enable_thinking": thinking}
-    stream = said.get("stream", False)
-    # vLLM's streams lose arguments of calls that its whole answers have.
-    streamed = stream or "tools" not in said
+    streamed = route.streams_tools or "tools" not in said
     if streamed:
         # Tokens are counted as they come, so that an answer that is left is counted too.
         forwarded["stream"] = True
@@ -98,7 +96,7 @@ def accept(kind: Kind, body: Mapping[str, Any], route: Route, limits: Limits) ->
     prompts = _prompts(said.get("prompt"))
     return Asked(
         body=forwarded,
-        stream=stream,
+        stream=said.get("stream", False),
         streamed=streamed,
         tells_usage=said.get("stream_options", {}).get("include_usage", False),
         choices=_bound_choices(said.get("n", 1), prompts, limits),

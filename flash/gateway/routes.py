@@ -32,6 +32,8 @@ class Route:
         backend: the serving plugin's name, for those whose request it does not honour.
         opens: whether the chat template opens the thinking trace itself where a request thinks;
             None where nobody knows, and what does not begin with the opening is taken for a trace.
+        streams_tools: whether the server's streams are right for requests with tools
+            (`ServingPlugin.streams_tools`).
 
     """
 
@@ -45,6 +47,7 @@ class Route:
     context_tokens: int
     backend: str = "the server"
     opens: bool | None = None
+    streams_tools: bool = True
 
 
 class Routes:

@@ -24,6 +24,7 @@ def test_a_deployment_is_checked_loaded_proved_and_then_routed(bench):
     assert bench.routes == ["blue-1", BASE]
     route = bench.parts.routes.find("blue-1")
     assert (route.adapter, route.thinking, route.stop) == (True, True, ("END",))
+    assert not route.streams_tools  # as its backend's record says
     assert [name for name, *_ in bench.world.calls] == [
         "start", "load", "tokens", "log_probs", "log_probs", "smoke", "health",
     ]  # fmt: skip

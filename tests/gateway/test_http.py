@@ -251,6 +251,39 @@ def test_an_answer_that_is_left_at_any_token_is_counted_up_to_there(bench, token
     assert (row.status, row.completion_tokens) == ("aborted", tokens)
 
 
+ADD = {"type": "function", "function": {"name": "add"}}
+CALL = {"id": "call-1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+
+
+def test_a_stream_with_tools_is_made_of_a_whole_answer_where_the_servers_streams_are_poor(bench):
+    bench.serve("tiny", streams_tools=False)
+    bench.backend.answer = lambda _: Answer(tool_calls=(CALL,))
+    _, said = bench.chat(stream=True, tools=[ADD], stream_options={"include_usage": True})
+    (asked,) = bench.backend.requests
+    assert "stream" not in asked
+    first, last, told, done = said
+    assert first["choices"][0]["delta"] == {
+        "role": "assistant",
+        "tool_calls": [{"index": 0, **CALL}],
+    }
+    assert last["choices"][0]["finish_reason"] == "tool_calls"
+    assert (told["usage"]["completion_tokens"], done) == (3, "[DONE]")
+    (row,) = bench.rows.written
+    assert (row.prompt_tokens, row.completion_tokens, row.status) == (7, 3, "ok")
+
+
+def test_an_error_before_a_stream_that_is_made_of_a_whole_answer_keeps_its_status(bench):
+    bench.serve("tiny", streams_tools=False)
+    asked = {**HI, "stream": True, "tools": [ADD]}
+    for answer, status in (
+        (Answer(status=400, said={"error": {"message": "too long"}}), 400),
+        (Answer(ends="nonsense"), 502),
+    ):
+        bench.backend.answer = lambda _, answer=answer: answer
+        assert error_of(bench.ask("POST", CHAT, asked))[0] == status
+    assert [row.status for row in bench.rows_of(2)] == ["failed", "failed"]
+
+
 def test_a_request_has_an_id_that_both_sides_know(bench):
     answer = bench.ask("POST", CHAT, HI, headers={"X-Request-Id": "mine-1"})
     assert answer[1]["X-Request-Id"] == "mine-1"

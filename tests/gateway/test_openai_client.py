@@ -79,7 +79,9 @@ def test_a_text_is_continued(client):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_tools_are_passed_on_and_calls_come_back(bench, client, stream):
+@pytest.mark.parametrize("streams_tools", [False, True])
+def test_tools_are_passed_on_and_calls_come_back(bench, client, streams_tools, stream):
+    bench.serve("tiny", streams_tools=streams_tools)
     bench.backend.answer = lambda _: Answer(pieces=(), tool_calls=(CALL,))
     asked = {"model": "tiny", "messages": HI, "tools": [ADD], "tool_choice": "required"}
     answer = client.chat.completions.create(**asked, stream=stream)
@@ -93,7 +95,7 @@ def test_tools_are_passed_on_and_calls_come_back(bench, client, stream):
 
 
 def test_an_answer_goes_back_as_it_came(bench, client):
-    bench.backend.answer = lambda _: Answer(tool_calls=(CALL,))
+    bench.backend.answer = lambda _: Answer(pieces=(), tool_calls=(CALL,))
     said = client.chat.completions.create(model="tiny", messages=HI, tools=[ADD])
     again = [
         *HI,

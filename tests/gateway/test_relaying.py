@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flash.gateway.errors import ApiError
+from flash.gateway.gathering import Gathered
 from flash.gateway.relaying import Relay, Tokens, whole
 from flash.gateway.requests import Asked
 
@@ -247,28 +248,70 @@ def test_an_error_in_a_stream_has_the_status_that_the_server_says(error, status)
     assert error["message"] in relay.failure.message
 
 
-def body_of(text, **message):
-    choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}}
-    answer = envelope("chat.completion", BODY, [choice]) | {"usage": usage_of(7, 4)}
+def wanted(**said):
+    return asked(stream=False, streamed=False, **said)
+
+
+def message_of(index, text, reason="stop", **message):
+    said = {"role": "assistant", "content": text, "refusal": None, **message}
+    return {"index": index, "message": said, "logprobs": None, "finish_reason": reason}
+
+
+def body_of(*choices):
+    answer = envelope("chat.completion", BODY, choices) | {"usage": usage_of(7, 4)}
     return json.dumps(answer).encode()
 
 
 def test_an_answer_that_the_server_gave_whole_is_split_and_counted():
-    said, tokens = whole(body_of("<think> a </think> b "), asked())
+    said, tokens = whole(body_of(message_of(0, "<think> a </think> b ")), wanted())
     message = json.loads(said)["choices"][0]["message"]
     assert (message["reasoning_content"], message["content"]) == ("a", "b")
     assert tokens == Tokens(7, 3, 4)
-    said, _ = whole(body_of("a</think>b"), asked(opened=True))
+    said, _ = whole(body_of(message_of(0, "a</think>b")), wanted(opened=True))
     assert json.loads(said)["choices"][0]["message"]["reasoning_content"] == "a"
 
 
 def test_an_answer_that_the_server_gave_whole_without_a_trace_passes_as_it_is():
-    for body in (body_of(" a "), body_of(None, tool_calls=[])):
-        assert whole(body, asked())[0] is body
+    for body in (body_of(message_of(0, " a ")), body_of(message_of(0, None, tool_calls=[]))):
+        assert whole(body, wanted())[0] is body
 
 
+CALLS = [
+    {"id": f"call-{at}", "type": "function", "function": {"name": "add", "arguments": said}}
+    for at, said in enumerate(['{"a": 2}', "{}"])
+]
+
+
+@pytest.mark.parametrize("tells_usage", [False, True])
+def test_an_answer_that_the_server_gave_whole_is_a_stream_to_a_client_who_wants_one(tells_usage):
+    body = body_of(
+        message_of(0, None, "tool_calls", tool_calls=CALLS),
+        message_of(1, "<think>a</think>b") | {"logprobs": {"content": [{"token": "b"}]}},
+        message_of(2, "", "length", tool_calls=[]),
+    )
+    said, tokens = whole(body, asked(streamed=False, tells_usage=tells_usage))
+    *chunks, done = events(said)
+    if tells_usage:
+        told = chunks.pop()
+        assert (told["choices"], told["usage"]) == ([], usage_of(7, 4))
+    assert [chunk.pop("usage", 0) for chunk in chunks] == [None if tells_usage else 0] * 6
+    assert (tokens, done) == (Tokens(7, 3, 4), "[DONE]")
+    sum_of_all = Gathered()
+    for chunk in chunks:
+        assert chunk["object"] == "chat.completion.chunk"
+        sum_of_all.add(chunk)
+    expected = json.loads(whole(body, wanted())[0])
+    del expected["choices"][2]["message"]["tool_calls"]
+    assert sum_of_all.answer(usage_of(7, 4)) == expected
+    choices = [choice for chunk in chunks for choice in chunk["choices"]]
+    assert [each["finish_reason"] for each in choices if each["delta"]] == [None] * 3
+    calls = choices[0]["delta"]["tool_calls"]
+    assert calls == [{"index": at, **call} for at, call in enumerate(CALLS)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"choices": []}', b"[" * 100_000])
-def test_a_whole_answer_that_is_none_is_the_servers_fault(body):
+def test_a_whole_answer_that_is_none_is_the_servers_fault(body, stream):
     with pytest.raises(ApiError) as caught:
-        whole(body, asked())
+        whole(body, asked(stream=stream, streamed=False))
     assert caught.value.status == 502

@@ -244,6 +244,7 @@ def test_what_is_said_is_forwarded():
         "tool_choice": "auto",
         "temperature": 0,
         "max_tokens": 5,
+        **STREAMED,
     }
 
 
@@ -273,10 +274,14 @@ def test_every_answer_is_counted_as_it_comes_whatever_the_client_wants_told():
         assert {name: one.body[name] for name in STREAMED} == STREAMED
 
 
-def test_a_call_of_a_tool_is_asked_for_as_the_client_wants_it():
-    whole, stream = chat(tools=[TOOL]), chat(tools=[TOOL], stream=True)
-    assert [one.streamed for one in (whole, stream)] == [False, True]
-    assert ("stream" in whole.body, stream.body["stream"]) == (False, True)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_of_a_tool_is_asked_for_as_the_server_says_it_whole(stream):
+    good, poor = BASE, attrs.evolve(BASE, streams_tools=False)
+    asked = [chat(route, tools=[TOOL], stream=stream) for route in (good, poor)]
+    assert [one.stream for one in asked] == [stream, stream]
+    assert [one.streamed for one in asked] == [True, False]
+    assert [one.body.get("stream", False) for one in asked] == [True, False]
+    assert chat(poor, stream=stream).streamed
 
 
 def test_an_adapter_thinks_as_it_was_trained():

@@ -122,7 +122,8 @@ class _Answer:
         async for piece in self._generation.pieces():
             deltas = [self._delta(piece.index, part) for part in self._parts(piece)]
             said = list(piece.tokens) if self._asked.top is not None else []
-            if said and not deltas:
+            # Of a call that is not complete, what it has used is told all the same.
+            if not deltas and (said or (self._asked.usage_always and piece.end is None)):
                 deltas = [{"content": ""}]
             for place, delta in enumerate(deltas):
                 yield self._chunk(piece.index, delta, tokens=[] if place else said)

@@ -160,6 +160,20 @@ def test_a_tool_call_comes_whole_and_as_a_stream(language):
     assert chunks[-1]["finish_reason"] == "tool_calls"
 
 
+def test_a_call_that_is_not_complete_is_counted_token_by_token(language):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+
+    async def test(client):
+        body = ask(tools=[TOOL], stream=True, stream_options=options)
+        async with client.post("/v1/chat/completions", json=body, headers=KEY) as answer:
+            return [chunk for chunk in await events(answer) if chunk["choices"]]
+
+    _, *chunks, end = run(language, Engine(CALL, stop_of(language)), test)
+    assert len(chunks) == len(CALL)
+    assert all(chunk["usage"]["completion_tokens"] for chunk in chunks)
+    assert end["usage"]["completion_tokens"] == len(CALL) + 1
+
+
 def test_with_tool_choice_none_what_looks_like_a_call_is_text(language):
     engine = Engine(CALL, stop_of(language))
     body = ask(tools=[TOOL], tool_choice="none")

@@ -54,5 +54,10 @@ def flash_register_serving() -> list[ServingPlugin]:
             config=VllmConfig,
             fields=FIELDS,
             setup="flash_serving_vllm.setup:set_up",
+            # vLLM 0.32 (hermes) takes a streamed call's arguments from text that is not complete:
+            # a call that is cut or no JSON is told as one with `{`, where the whole answer has it
+            # as text, and what follows the arguments becomes part of them. It is so with
+            # `tool_choice = "auto"` too, hence for all requests with tools.
+            streams_tools=False,
         )
     ]

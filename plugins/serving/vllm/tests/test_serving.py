@@ -21,6 +21,7 @@ from gateway_bench import Bench as GatewayBench
 
 from flash.api import FlashError, ServedAdapter
 from flash.gateway.gate import Gate
+from flash.gateway.gathering import Gathered
 from flash.parity import Golden, GoldenSet, compare
 from flash.server_process import SILENCE_S
 from flash.testing.served import (
@@ -411,6 +412,51 @@ def test_a_model_that_calls_a_tool_by_itself(bench, caller):
     )
     assert say(bench, "caller", SUM, tools=[ADD], tool_choice="none").text == CALL
     bench.backend.unload("caller")
+
+
+@pytest.mark.parametrize("most", [100, 50], ids=["complete", "cut"])
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_streamed_call_adds_up_to_the_whole_answers_through_the_gateway(
+    bench, caller, tmp_path, choice, most
+):
+    """Asked for a stream, vLLM would tell of a call that is cut as of one with `{"a": ` alone."""
+    bench.backend.load(caller.served)
+    gateway = GatewayBench(tmp_path)
+    try:
+        gateway.serve(
+            "caller",
+            base=BASE,
+            address=bench.address,
+            thinking=False,
+            fields=frozenset(PLUGIN.fields),
+            streams_tools=PLUGIN.streams_tools,
+        )
+        asked = {
+            "model": "caller",
+            "messages": [{"role": "user", "content": SUM}],
+            "tools": [ADD],
+            "tool_choice": choice,
+            "temperature": 0,
+            "max_tokens": most,
+        }
+        _, whole = gateway.chat(**asked)
+        _, (*chunks, done) = gateway.chat(**asked, stream=True)
+    finally:
+        gateway.close()
+        bench.backend.unload("caller")
+    gathered = Gathered()
+    for chunk in chunks:
+        gathered.add(chunk)
+    ((expected, found),) = zip(whole["choices"], gathered.answer({})["choices"], strict=True)
+    assert done == "[DONE]"
+    assert expected["finish_reason"] == found["finish_reason"]
+    assert (expected["message"]["content"] or None) == found["message"]["content"]
+    calls = [
+        [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in said]
+        for said in (one["message"].get("tool_calls", ()) for one in (expected, found))
+    ]
+    right = [("add", {"a": 2, "b": 3})] if most == 100 else []
+    assert calls == [right, right]
 
 
 def test_calls_and_their_results_are_in_the_prompt_as_in_training(bench):
