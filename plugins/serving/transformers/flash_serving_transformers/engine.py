@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,28 +39,36 @@ class Engine:
     """
 
     def __init__(
-        self, model: Any, *, context_tokens: int, cache_tokens: int, max_rows: int
+        self,
+        model: Any,
+        *,
+        context_tokens: int,
+        cache_tokens: int,
+        max_rows: int,
+        threads: int | None = None,
     ) -> None:
         """
         Take over `model`, a transformers causal language model on its device, and start.
 
         `context_tokens` bounds prompt and completion of a request, `cache_tokens` the keys and
-        values of all rows together, `max_rows` the requests of a batch. Raises `UsageError` for a
-        family that cannot be decoded here, `FlashError` where memory does not suffice.
+        values of all rows together, `max_rows` the requests of a batch, `threads` those that a
+        CPU computes with (torch's, if None). Raises `UsageError` for a family that cannot be
+        decoded here, `FlashError` where memory does not suffice.
         """
-        self._decoder = Decoder(model, cache_tokens)
         self._like = torch.empty(0, dtype=model.dtype, device=model.device)
         self._words = model.get_input_embeddings().num_embeddings
         self._most_tokens = min(context_tokens, cache_tokens)
         self._cache_tokens = cache_tokens
         self._max_rows = max_rows
-        self._batch = Batch(self._decoder)
         self._adapters: dict[str, Adapter] = {}
         self._waiting: deque[Row] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        decoder: Future[Decoder] = Future()
+        start = (decoder, model, threads or torch.get_num_threads())
+        self._thread = threading.Thread(target=self._run, args=start, name="engine", daemon=True)
         self._thread.start()
+        self._decoder = decoder.result()
 
     def submit(self, request: Request, take: Take, ended: TakeEnd) -> Handle:
         """
@@ -189,8 +198,16 @@ class Engine:
             self._waiting.append(row)
             self._changed.notify()
 
-    def _run(self) -> None:
+    def _run(self, decoder: Future[Decoder], model: Any, threads: int) -> None:
         """Work until closed: the engine's thread. However it ends, every request does."""
+        torch.set_num_threads(threads)
+        try:
+            made = Decoder(model, self._cache_tokens)
+        except BaseException as error:  # noqa: BLE001 - raised where the engine is made
+            decoder.set_exception(error)
+            return
+        self._batch = Batch(made)
+        decoder.set_result(made)
         try:
             with torch.inference_mode():
                 while self._wait():

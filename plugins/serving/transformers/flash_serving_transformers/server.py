@@ -84,6 +84,11 @@ def _load(options: Options) -> Service:
     from flash_serving_transformers.memory import cache_tokens
 
     disable_progress_bar()
+    # Only the engine computes on more than one thread. Where two threads of a process do, OpenMP
+    # counts more threads than there are cores, and has them sleep between any two operations: a
+    # step takes half as long again.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     model, tokenizer = load_base(Path(options.folder))
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     room = cache_tokens(model, options.cache_gib)
@@ -91,7 +96,14 @@ def _load(options: Options) -> Service:
     context = min(bound for bound in (options.context_tokens, own, room) if bound is not None)
     room = min(room, options.max_rows * context)
     _log.info("context of %d tokens, cache of %d tokens", context, room)
-    engine = Engine(model, context_tokens=context, cache_tokens=room, max_rows=options.max_rows)
+    engine = Engine(
+        model,
+        context_tokens=context,
+        cache_tokens=room,
+        max_rows=options.max_rows,
+        threads=threads,
+    )
+    torch.set_num_threads(1)  # again: what the engine's thread sets is for all later ones too
     return Service(
         engine, Language(model, tokenizer, context), base=options.id, context_tokens=context
     )

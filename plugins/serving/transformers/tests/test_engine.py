@@ -340,6 +340,21 @@ def test_what_is_scored_may_give_its_room_up_in_the_middle(world):
     engine.close()
 
 
+def test_it_computes_on_as_many_threads_as_it_is_given(world):
+    before = torch.get_num_threads()
+    engine = world.engine(threads=before + 1)
+    seen = set()
+    try:
+        asked = Asked(
+            engine, None, prompt_of(9), on_token=lambda _: seen.add(torch.get_num_threads())
+        )
+        assert asked.end() == "length"
+        assert (seen, torch.get_num_threads()) == ({before + 1}, before)
+    finally:
+        engine.close()
+        torch.set_num_threads(before)
+
+
 def test_a_cache_of_one_short_request_serves_one_at_a_time(world):
     engine = world.engine(cache_tokens=24, context_tokens=24)
     asked = [Asked(engine, name, prompt_of(9), top_logprobs=3) for name in ADAPTERS]
