@@ -28,5 +28,6 @@ def test_the_serving_benchmark_measures_every_way(tmp_path):
     assert found["answers_equal_to_pefts"] == "3 of 3"
     assert found["tokens_per_s"].keys() == {"mixed", "one", "gateway", "peft"}
     assert found["reached"].keys() == found["wanted"].keys()
+    assert all(ratio["least"] > 0 for ratio in found["ratios_of_rounds"].values())
     assert found["new_adapter"]["first_token_p95_s"] > found["new_adapter"]["loaded_p50_s"] > 0
     assert found["new_adapter"]["answered_meanwhile"] > 0
