@@ -12,6 +12,8 @@ import pytest
 from flash.home import FlashHome
 from flash.plane import daemon
 
+pytestmark = pytest.mark.slow
+
 
 def supervisors(bench):
     found = []

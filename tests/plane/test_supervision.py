@@ -21,6 +21,8 @@ from flash.records import ProviderPlugin
 from flash.testing.host import make_host
 from flash.values import Instance, Offer
 
+pytestmark = pytest.mark.slow
+
 SLEEP = "note_pid(); time.sleep(300)\n"
 
 

@@ -13,6 +13,8 @@ from flash.training.generate import OwnSampler
 from flash.training.merging import merged
 from flash.training.sampler import Prompt, Sampling
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = make_byte_tokenizer()
 STOPS = [TOKENIZER.eos_token_id, *range(40, 60)]
 """Many tokens that end an answer, so that rows of random weights end at different times."""

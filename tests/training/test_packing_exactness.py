@@ -21,6 +21,8 @@ from flash.training.attention import row_inputs
 from flash.training.hotpath import HotPath, TargetScores
 from flash.training.packing import Document, pack
 
+pytestmark = pytest.mark.slow
+
 TINY = {
     "vocab_size": 320,
     "hidden_size": 48,

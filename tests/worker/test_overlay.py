@@ -10,6 +10,8 @@ from flash.errors import EnvironmentFault
 from flash.home import FlashHome
 from flash.worker.overlay import ensure_overlay
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def wheels(tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ from flash.testing.models import make_tiny_model
 from flash.testing.worker import Checkpoints, Context, Reports
 from flash.training.hotpath import HotPath
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "lora_rank": 4,
     "lora_alpha": 8.0,

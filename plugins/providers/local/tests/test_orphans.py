@@ -18,6 +18,8 @@ from flash_provider_local.provider import LocalProvider
 
 from flash.api import LaunchRequest, Offer
 
+pytestmark = pytest.mark.slow
+
 FINAL = {"succeeded", "failed", "stopped"}
 STUBBORN = """
 import os, signal, subprocess, sys, time

@@ -18,6 +18,8 @@ from flash_sink_wandb.sink import WandbSink
 
 from flash.api import FlashError, RunInfo, Sink
 
+pytestmark = pytest.mark.slow
+
 RUN = "7x1c3d9az"
 BLOCK = 1 << 15
 
